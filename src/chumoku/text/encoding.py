@@ -1,0 +1,74 @@
+"""What every tokenizer returns, whatever its family."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """One encoded text, or pair of texts; all lists have one entry a token.
+
+    offsets:   (start, end) in code points of the *original* text of the token's sequence,
+               before any normalisation; (0, 0) for special tokens that were added.
+    words:     index of the word a token belongs to, counted within its sequence; None for specials.
+    sequences: 0 for the first text, 1 for the second of a pair; None for specials that were added.
+    segments:  token type ids (0, or 1 for the second text where the model has segments).
+    special:   True for tokens added by the template ([CLS], </s>, ...).
+    """
+
+    ids: list[int]
+    tokens: list[str]
+    offsets: list[tuple[int, int]]
+    words: list[int | None]
+    sequences: list[int | None]
+    segments: list[int]
+    special: list[bool]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class Tokenizer(Protocol):
+    """What the rest of chumoku may ask of a tokenizer."""
+
+    vocab_size: int
+    """Number of ids, added tokens included (largest id + 1)."""
+    pad_id: int | None
+    bos_id: int | None
+    eos_id: int | None
+    unk_id: int | None
+    mask_id: int | None
+    cls_id: int | None
+    sep_id: int | None
+    max_length: int | None
+    chat_template: str | None
+
+    def encode(
+        self, text: str, pair: str | None = None, *, special: bool = True, parse_special: bool = True
+    ) -> Encoding:
+        """text (and pair) -> Encoding. special: add the template's tokens. parse_special: a special
+        token spelled out in the text becomes that token ([MASK]); False treats it as plain text."""
+        ...
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str: ...
+
+    def id_to_token(self, index: int) -> str: ...
+
+    def token_to_id(self, token: str) -> int | None: ...
+
+    def stream(self, *, skip_special: bool = True) -> TokenStream:
+        """An incremental decoder: the pieces it yields join to decode() of all ids."""
+        ...
+
+
+class TokenStream(Protocol):
+    def push(self, index: int) -> str:
+        """The text that is certain after this id: never half a character; may be empty."""
+        ...
+
+    def flush(self) -> str:
+        """What was held back."""
+        ...
