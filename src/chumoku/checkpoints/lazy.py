@@ -7,31 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
 
-# storage -> (values per block, bytes per block); the names are GGUF's, which cover safetensors' too.
-STORAGE: Final[dict[str, tuple[int, int]]] = {
-    "F64": (1, 8),
-    "F32": (1, 4),
-    "F16": (1, 2),
-    "BF16": (1, 2),
-    "I64": (1, 8),
-    "I32": (1, 4),
-    "I16": (1, 2),
-    "I8": (1, 1),
-    "U8": (1, 1),
-    "BOOL": (1, 1),
-    "Q4_0": (32, 18),
-    "Q4_1": (32, 20),
-    "Q5_0": (32, 22),
-    "Q5_1": (32, 24),
-    "Q8_0": (32, 34),
-    "Q2_K": (256, 84),
-    "Q3_K": (256, 110),
-    "Q4_K": (256, 144),
-    "Q5_K": (256, 176),
-    "Q6_K": (256, 210),
-}
+from chumoku.kernels.blocks import STORAGE
+
+__all__ = ["STORAGE", "LazyTensor"]
 
 
 @dataclass(frozen=True)
