@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Final, ParamSpec, TypeVar, cast
+from typing import Any, Final, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ def primitive(function: Callable[P, R]) -> Callable[P, R]:
     def dispatch(*args: P.args, **kwargs: P.kwargs) -> R:
         if has_torch_function(args):
             tensors = tuple(a for a in args if isinstance(a, Tensor))
-            return cast(R, handle_torch_function(dispatch, tensors, *args, **kwargs))
+            return handle_torch_function(dispatch, tensors, *args, **kwargs)
         return function(*args, **kwargs)
 
     return dispatch
@@ -95,7 +95,7 @@ def weighted_sum(weights_BNTS: Tensor, v_BKSH: Tensor) -> Tensor:
 @primitive
 def split_heads(x_BTD: Tensor, heads: int) -> Tensor:
     """[B, T, heads * H] -> [B, heads, T, H], a view."""
-    return x_BTD.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return x_BTD.view(*x_BTD.shape[:-1], heads, -1).transpose(1, 2)
 
 
 @primitive

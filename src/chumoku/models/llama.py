@@ -17,7 +17,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from chumoku.errors import ConfigError
+from chumoku.errors import ConfigError, InputError
 from chumoku.layers.attention import EMPTY, Attention, Batch, Shape, Visible, positions, visible
 from chumoku.layers.cache import Cache
 from chumoku.layers.feedforward import GatedFeedForward
@@ -109,6 +109,7 @@ class Model(nn.Module):
         self.head = heads.decoder_head(
             head, config.width, len(config.labels), config.classifier_dropout
         )
+        self.head_name = head
         self.logits = Tap()
 
     def rotation(self, positions_BT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -134,6 +135,8 @@ class Model(nn.Module):
 
     def unembed(self, x_BTD: Tensor) -> Tensor:
         """Hidden states -> logits_BTV."""
+        if self.unembedding is None:
+            raise InputError(f"a model with head {self.head_name!r} has no vocabulary logits")
         return self.logits(self.unembedding(x_BTD))  # type: ignore[no-any-return]
 
     def forward(

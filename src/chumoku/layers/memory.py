@@ -1,0 +1,28 @@
+"""What a decoder reads of an encoder: its states, and the keys and values computed from them once."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Memory(NamedTuple):
+    """hidden_BSD: the encoder's output; mask_BS: True where there is a source token (None: all).
+
+    keys, values: for each decoder block, [B, K, S, H].
+    """
+
+    hidden_BSD: Tensor
+    mask_BS: Tensor | None
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+
+    def select(self, rows_B: Tensor) -> Memory:
+        """Row i becomes what row rows_B[i] was (beams)."""
+        return Memory(
+            self.hidden_BSD.index_select(0, rows_B),
+            None if self.mask_BS is None else self.mask_BS.index_select(0, rows_B),
+            tuple(k.index_select(0, rows_B) for k in self.keys),
+            tuple(v.index_select(0, rows_B) for v in self.values),
+        )
