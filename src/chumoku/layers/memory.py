@@ -1,4 +1,4 @@
-"""What a decoder reads of an encoder: its states, and the keys and values computed from them once."""
+"""What a decoder reads of an encoder: its states, and the keys and values made from them once."""
 
 from __future__ import annotations
 

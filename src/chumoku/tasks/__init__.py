@@ -1,0 +1,1 @@
+"""One verb, one plain function. Result fields are those of transformers' pipelines."""

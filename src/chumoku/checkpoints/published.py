@@ -1,0 +1,165 @@
+"""Recognise what lies in a folder or file, and describe it in one form, whatever its layout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from chumoku.checkpoints.folder import read_folder_tensors
+from chumoku.checkpoints.gguf import GGUFFile, read_gguf
+from chumoku.checkpoints.meta_llama import read_meta_folder
+
+from chumoku.checkpoints import assign
+from chumoku.checkpoints.lazy import LazyTensor
+from chumoku.checkpoints.sentence import Sentence, read_sentence
+from chumoku.errors import CheckpointError, ConfigError
+from chumoku.models import MODEL_TYPES, architecture
+
+
+@dataclass(frozen=True)
+class Published:
+    """A checkpoint as it lies on disk, before a model is made of it.
+
+    layout: hub, gguf, meta or timm. raw_config: the published config.json, or its equivalent.
+    """
+
+    layout: str
+    path: Path
+    raw_config: dict[str, Any]
+    tensors: dict[str, LazyTensor]
+    gguf: GGUFFile | None = None
+    sentence: Sentence | None = None
+    origin: Path | None = None
+
+    @property
+    def root(self) -> Path:
+        """The folder that was asked for; `folder` may lie inside it (sentence-transformers)."""
+        return self.folder if self.origin is None else self.origin
+
+    @property
+    def folder(self) -> Path:
+        return self.path if self.path.is_dir() else self.path.parent
+
+
+def read_published(path: Path) -> Published:
+    """Recognise the layout of a folder or file and read its config and tensor list."""
+    if path.is_file():
+        return _read_file(path)
+    sentence, origin = read_sentence(path), path
+    if sentence is not None and sentence.transformer:
+        path = path / sentence.transformer
+    if (path / "config.json").is_file():
+        raw = read_json(path / "config.json")
+        tensors = read_folder_tensors(path)
+        if "architecture" in raw and "model_type" not in raw:
+            module: Any = architecture("vit")
+            raw = module.config_from_timm(raw, {k: t.shape for k, t in tensors.items()})
+            return Published("timm", path, raw, tensors)
+        raw.setdefault("model_type", infer_model_type(tensors, path))
+        return Published("hub", path, raw, tensors, sentence=sentence, origin=origin)
+    if (path / "params.json").is_file():
+        params, tensors = read_meta_folder(path)
+        module = architecture("llama")
+        vocab_size = _rows(tensors, "tok_embeddings.weight")
+        raw = module.config_from_meta(params, vocab_size)
+        return Published("meta", path, raw, tensors)
+    ggufs = sorted(path.glob("*.gguf"))
+    if len(ggufs) == 1:
+        return _read_file(ggufs[0])
+    raise CheckpointError(
+        "no model here: neither config.json, params.json nor one .gguf file",
+        where=path,
+        advice=f"{len(ggufs)} .gguf files: name one of them" if ggufs else "check the path",
+    )
+
+
+def _read_file(path: Path) -> Published:
+    if path.suffix != ".gguf":
+        if (path.parent / "config.json").is_file():
+            return read_published(path.parent)
+        raise CheckpointError("a weights file needs its config.json beside it", where=path)
+    file = read_gguf(path)
+    kind = file.metadata.get("general.architecture")
+    if kind not in ("llama", "gpt2"):
+        raise CheckpointError(
+            f"GGUF architecture {kind!r} is not supported",
+            where=path,
+            advice="supported: llama, gpt2",
+        )
+    module: Any = architecture(str(kind))
+    raw = module.config_from_gguf(file.metadata, list(file.tensors))
+    factors = file.tensors.get("rope_freqs.weight")
+    if factors is not None:  # LLaMA 3.1: the stretch of each pair is stored, not its formula
+        stretch = assign.dense(factors).tolist()
+        raw["rope_scaling"] = {
+            "rope_type": "longrope",
+            "short_factor": stretch,
+            "long_factor": stretch,
+            "attention_factor": 1.0,
+            "original_max_position_embeddings": raw["max_position_embeddings"],
+        }
+    return Published("gguf", path, raw, dict(file.tensors), gguf=file)
+
+
+def _rows(tensors: Mapping[str, LazyTensor], name: str) -> int:
+    if name not in tensors:
+        raise CheckpointError(f"tensor {name!r} is missing")
+    return tensors[name].shape[0]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises CheckpointError naming the file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path.name} cannot be read: {error}", where=path) from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path.name} is not a JSON object", where=path)
+    return value
+
+
+def infer_model_type(tensors: Mapping[str, LazyTensor], where: object) -> str:
+    """The first model_type whose name table knows every tensor, for configs that do not say it."""
+    for model_type in MODEL_TYPES:
+        module = architecture(model_type)
+        config = module.read_config({"model_type": model_type})
+        for head in module.HEADS:
+            if tensors and not assign.match(tensors, module.names(config, head, "hub")).unknown:
+                return model_type
+    raise ConfigError(
+        "config.json has no model_type and the tensor names fit no known architecture",
+        where=where,
+        advice=f'add "model_type", one of {", ".join(sorted(MODEL_TYPES))}',
+    )
+
+
+GENERATION_KEYS = (
+    *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"),
+    *("forced_bos_token_id", "forced_eos_token_id", "bad_words_ids", "suppress_tokens"),
+    *("begin_suppress_tokens", "max_length", "min_length", "max_new_tokens", "min_new_tokens"),
+    *("do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty"),
+    *("temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty"),
+    *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "num_return_sequences"),
+)
+"""Legacy keys of config.json that generation_config.json has taken over."""
+
+
+def read_generation(published: Published) -> dict[str, Any]:
+    """generation_config.json, else legacy keys of config.json, else GGUF metadata."""
+    raw = published.raw_config
+    legacy = {key: raw[key] for key in GENERATION_KEYS if raw.get(key) is not None}
+    if published.gguf is not None:
+        metadata = published.gguf.metadata
+        for kind in ("bos", "eos", "padding"):
+            index = metadata.get(f"tokenizer.ggml.{kind}_token_id")
+            if index is not None:
+                legacy[f"{'pad' if kind == 'padding' else kind}_token_id"] = index
+        return legacy
+    path = published.folder / "generation_config.json"
+    if not path.is_file():
+        return legacy
+    ids = {key: value for key, value in legacy.items() if key.endswith("_token_id")}
+    return ids | read_json(path)

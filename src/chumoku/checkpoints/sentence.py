@@ -1,0 +1,136 @@
+"""The sentence-transformers folder: a Transformer, then pooling, perhaps dense layers, normalising.
+
+modules.json lists the steps; each step's settings lie in a folder of its own (`1_Pooling`, …).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from chumoku.checkpoints.folder import read_folder_tensors
+
+from chumoku.checkpoints.lazy import LazyTensor
+from chumoku.errors import CheckpointError, ConfigError
+
+POOLING: Final = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len",
+    "pooling_mode_weightedmean_tokens": "weighted_mean",
+    "pooling_mode_lasttoken": "last",
+}
+
+
+@dataclass(frozen=True)
+class Dense:
+    """y = f(W x + b) on the pooled vector."""
+
+    weight: LazyTensor
+    bias: LazyTensor | None
+    activation: str
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """How token vectors become one vector for the text.
+
+    pooling: names whose results are joined, in the published order. prompts: name -> text put in
+    front. max_length: tokens kept of a text. include_prompt: False leaves the prompt's tokens out
+    of the pooling. transformer: the subfolder of the Transformer; steps: those of the other steps.
+    """
+
+    pooling: tuple[str, ...] = ("mean",)
+    normalize: bool = False
+    dense: tuple[Dense, ...] = ()
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    default_prompt: str | None = None
+    max_length: int | None = None
+    lower_case: bool = False
+    include_prompt: bool = True
+    transformer: str = ""
+    steps: tuple[str, ...] = ()
+
+
+def read_sentence(folder: Path) -> Sentence | None:
+    """The settings of a sentence-transformers folder; None where there is no modules.json."""
+    listing = folder / "modules.json"
+    if not listing.is_file():
+        return None
+    values: dict[str, Any] = {"pooling": (), "dense": (), "steps": ()}
+    for step in _json(listing):
+        kind = str(step.get("type", "")).rsplit(".", 1)[-1]
+        path = str(step.get("path", ""))
+        place = folder / _inside(folder, path)
+        if kind != "Transformer" and path and place.is_dir():
+            values["steps"] = (*values["steps"], path)
+        if kind == "Transformer":
+            values |= _transformer(place) | {"transformer": path}
+        elif kind == "Pooling":
+            values |= _pooling(place)
+        elif kind == "Dense":
+            values["dense"] = (*values["dense"], _dense(place))
+        elif kind == "Normalize":
+            values["normalize"] = True
+        elif kind != "Dropout":
+            raise ConfigError(
+                f"sentence-transformers step {kind!r} is not supported", where=listing
+            )
+    settings = folder / "config_sentence_transformers.json"
+    if settings.is_file():
+        raw = _json(settings)
+        values["prompts"] = {k: v for k, v in (raw.get("prompts") or {}).items() if v}
+        values["default_prompt"] = raw.get("default_prompt_name")
+        if (raw.get("similarity_fn_name") or "cosine") not in ("cosine", "dot"):
+            raise ConfigError(f"similarity {raw['similarity_fn_name']!r} is not supported")
+    return Sentence(**values)
+
+
+def _transformer(place: Path) -> dict[str, Any]:
+    for name in ("sentence_bert_config.json", "sentence_roberta_config.json"):
+        if (place / name).is_file():
+            raw = _json(place / name)
+            length = raw.get("max_seq_length")
+            return {"max_length": length, "lower_case": bool(raw.get("do_lower_case"))}
+    return {}
+
+
+def _pooling(place: Path) -> dict[str, Any]:
+    raw = _json(place / "config.json")
+    modes = tuple(name for key, name in POOLING.items() if raw.get(key))
+    if isinstance(raw.get("pooling_mode"), str):  # the newer, single key
+        modes = (
+            raw["pooling_mode"]
+            .replace("lasttoken", "last")
+            .replace("weightedmean", "weighted_mean"),
+        )
+    return {"pooling": modes or ("mean",), "include_prompt": raw.get("include_prompt", True)}
+
+
+def _dense(place: Path) -> Dense:
+    raw = _json(place / "config.json")
+    tensors = read_folder_tensors(place)
+    activation = str(raw.get("activation_function", "torch.nn.modules.activation.Tanh"))
+    name = activation.rsplit(".", 1)[-1].lower()
+    if name not in ("tanh", "identity", "relu", "gelu", "sigmoid"):
+        raise ConfigError(f"activation {activation!r} is not supported", where=place)
+    if "linear.weight" not in tensors:
+        raise CheckpointError("a Dense step needs linear.weight", where=place)
+    return Dense(tensors["linear.weight"], tensors.get("linear.bias"), name)
+
+
+def _inside(folder: Path, path: str) -> str:
+    if not (folder / path).resolve().is_relative_to(folder.resolve()):
+        raise CheckpointError(f"modules.json points outside its folder: {path!r}", where=folder)
+    return path
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"cannot read {path.name}: {error}", where=path) from error

@@ -1,0 +1,165 @@
+"""From a model back to published files: the hub's layout, unchanged where nothing was changed.
+
+GGUF is written by gguf_export.py. Every file appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from chumoku.checkpoints.safetensors import write_safetensors
+from chumoku.quantization.convert import dequantize_model, is_quantized
+from torch import Tensor, nn
+
+from chumoku.checkpoints import assign
+from chumoku.checkpoints.lazy import LazyTensor
+from chumoku.errors import CheckpointError, InputError
+from chumoku.loading import FLOATS, Loaded
+from chumoku.models import architecture
+from chumoku.models.names import NameTable
+
+SHARD_BYTES: Final = 5_000_000_000
+
+SIDE_FILES: Final = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model"),
+    *("tokenizer.model", "source.spm", "target.spm", "target_vocab.json", "chat_template.jinja"),
+    *("generation_config.json", "preprocessor_config.json", "modules.json"),
+    *("config_sentence_transformers.json", "sentence_bert_config.json", "README.md"),
+)
+"""Files that go with the weights and are copied as they are."""
+
+
+def save(loaded: Loaded, folder: str | os.PathLike[str], *, dtype: str = "as-is") -> Path:
+    """Write the hub's layout: config.json, safetensors (shards above 5 GB), tokenizer files.
+
+    A checkpoint loaded with dtype="stored" and not changed gives the same keys, tensor bytes and
+    config. dtype: "as-is", or a float type to convert to. Quantised weights are written dequantised.
+    Raises InputError for an unknown dtype, CheckpointError where the folder cannot be written.
+    """
+    if dtype not in ("as-is", *FLOATS):
+        raise InputError(f"dtype {dtype!r} is not known", advice=f"as-is, {', '.join(FLOATS)}")
+    target = Path(folder)
+    model = loaded.model
+    if is_quantized(model):
+        model = dequantize_model(copy.deepcopy(model), torch.float32)
+    tensors = published_tensors(loaded, model)
+    if dtype != "as-is":
+        tensors = [_cast(t, FLOATS[dtype]) for t in tensors]
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        _write_weights(target, tensors)
+        write_json(target / "config.json", published_config(loaded))
+        _copy_side_files(loaded, target)
+    except OSError as error:
+        raise CheckpointError(f"cannot write: {error.strerror}", where=target) from error
+    return target
+
+
+def published_config(loaded: Loaded) -> dict[str, Any]:
+    """The config.json that belongs to the model: every key as it was read, then what changed."""
+    source = loaded.source
+    written = architecture(source.model_type).write_config(loaded.config, source.head)
+    if source.published is None or source.published.layout != "hub":
+        return written
+    return source.published.raw_config | ({} if source.unchanged else written)
+
+
+def published_tensors(loaded: Loaded, model: nn.Module) -> list[LazyTensor]:
+    """The hub's tensors of a model: the file's own list where it came from one, else canonical."""
+    source = loaded.source
+    arch = architecture(source.model_type)
+    table = arch.names(loaded.config, source.head, "hub")
+    state = model.state_dict(keep_vars=True)
+    published = source.published
+    if published is None or published.layout != "hub" or not source.unchanged:
+        return _canonical(state, table, assign.shared_names(model), source.head != "encoder")
+    return [_as_in_file(t, table, state) for t in published.tensors.values()]
+
+
+def _as_in_file(tensor: LazyTensor, table: NameTable, state: Mapping[str, Tensor]) -> LazyTensor:
+    """One tensor of the file with the model's present values; what the model dropped as it was."""
+    found = table.find(tensor.name)
+    if found is None or table.is_ignored(tensor.name) or any(n not in state for n in found.ours):
+        return tensor
+    value = assign.published_value(found.rule, [state[n].detach() for n in found.ours])
+    return assign.lazy(tensor.name, value.reshape(tensor.shape))
+
+
+def _canonical(
+    state: Mapping[str, Tensor], table: NameTable, groups: Mapping[str, list[str]], prefixed: bool
+) -> list[LazyTensor]:
+    tensors: dict[str, LazyTensor] = {}
+    for names in groups.values():
+        found = next((f for n in names if (f := table.publish(n, prefixed=prefixed))), None)
+        if found is None:
+            raise CheckpointError(f"no published name for {names[0]!r}")
+        rule, name, _ = found
+        if name in tensors:
+            continue
+        match = table.find(name)
+        parts = names[:1] if match is None or len(rule.ours) == 1 else list(match.ours)
+        value = assign.published_value(rule, [state[n].detach() for n in parts])
+        tensors[name] = assign.lazy(name, value)
+    return list(tensors.values())
+
+
+def _cast(tensor: LazyTensor, dtype: torch.dtype) -> LazyTensor:
+    stored = assign.DTYPES[tensor.storage]
+    if not stored.is_floating_point or stored == dtype:
+        return tensor
+    return assign.lazy(tensor.name, assign.dense(tensor).to(dtype))
+
+
+def _write_weights(folder: Path, tensors: list[LazyTensor]) -> None:
+    """model.safetensors, or shards with an index where they are more than SHARD_BYTES together."""
+    shards: list[list[LazyTensor]] = [[]]
+    size = 0
+    for tensor in tensors:
+        if shards[-1] and size + tensor.nbytes > SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append(tensor)
+        size += tensor.nbytes
+    if len(shards) == 1:
+        write_safetensors(folder / "model.safetensors", shards[0], {"format": "pt"})
+        return
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        name = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        write_safetensors(folder / name, shard, {"format": "pt"})
+        weight_map |= {tensor.name: name for tensor in shard}
+    total = sum(t.nbytes for t in tensors)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    write_json(folder / "model.safetensors.index.json", index)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Atomic: a temporary file in the same folder, then a rename."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+    Path(name).replace(path)
+
+
+def _copy_side_files(loaded: Loaded, target: Path) -> None:
+    published = loaded.source.published
+    if published is None or published.layout != "hub" or published.root == target:
+        return
+    for name in SIDE_FILES:
+        for place in (published.root, published.folder):
+            if (place / name).is_file():
+                shutil.copyfile(place / name, target / name)
+                break
+    if published.sentence is not None:
+        for path in published.sentence.steps:
+            shutil.copytree(published.root / path, target / path, dirs_exist_ok=True)

@@ -1,0 +1,45 @@
+"""Check the documents without running them: links lead somewhere, commands and files exist.
+
+Run by `make lint`. Commands of the README are executed by tests/test_readme.py.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(?:#[^)\s]*)?\)")
+TARGET = re.compile(r"\bmake ([a-z][a-z-]*)")
+PLACE = re.compile(r"`((?:src|tests|docs|benchmarks|examples|recipes)/[\w./-]+)`")
+
+
+def faults(page: Path, targets: set[str]) -> list[str]:
+    """What is wrong in one page, one line each."""
+    text = page.read_text(encoding="utf-8")
+    found = []
+    for link in LINK.findall(text):
+        if "://" not in link and not link.startswith("mailto:"):
+            if not (page.parent / link).exists():
+                found.append(f"{page.name}: link to {link} leads nowhere")
+    for target in TARGET.findall(text):
+        if target not in targets:
+            found.append(f"{page.name}: make has no target {target}")
+    for place in PLACE.findall(text):
+        if not (ROOT / place).exists():
+            found.append(f"{page.name}: {place} does not exist")
+    return found
+
+
+def main() -> int:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z][a-z-]*):", makefile, flags=re.MULTILINE))
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("**/*.md")]
+    found = [fault for page in pages for fault in faults(page, targets)]
+    print("\n".join(found) or f"{len(pages)} pages checked")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
