@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -355,7 +356,7 @@ def check_all(
 @torch.no_grad()
 def check_caches(ours: Any, ids_BT: Tensor, mask_BT: Tensor | None = None) -> None:
     """Decoder-only: both caches, token by token and in chunks, equal the uncached forward."""
-    B, T = ids_BT.shape
+    T = ids_BT.shape[1]
     real = torch.ones_like(ids_BT, dtype=torch.bool) if mask_BT is None else mask_BT
     expected = ours(ids_BT, mask_BT)[real]
     cuts = ([*range(T + 1)], [0, T // 2, T // 2 + 1, T], [0, T])
@@ -363,7 +364,7 @@ def check_caches(ours: Any, ids_BT: Tensor, mask_BT: Tensor | None = None) -> No
         for points in cuts:
             cache: Cache = make()
             parts = []
-            for start, end in zip(points, points[1:], strict=False):
+            for start, end in itertools.pairwise(points):
                 mask = None if mask_BT is None else mask_BT[:, :end]
                 parts.append(ours(ids_BT[:, start:end], mask, batch=Batch(cache=cache)))
                 cache.advance(end - start)

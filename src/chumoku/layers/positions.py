@@ -62,10 +62,13 @@ def rotary_frequencies(
     width: the rotated part of a head. length: positions in use, for the kinds that depend on it.
     """
     if scaling is not None and scaling.kind == "dynamic" and length > scaling.original:
-        grown = scaling.factor * length / scaling.original - (scaling.factor - 1)
-        theta = theta * grown ** (width / (width - 2))
+        used = torch.tensor(float(length), device=device)  # float32, as published
+        grown = scaling.factor * used / scaling.original - (scaling.factor - 1)
+        base: Tensor | float = theta * grown ** (width / (width - 2))
+    else:
+        base = theta
     exponent = torch.arange(0, width, 2, device=device, dtype=torch.float32) / width
-    frequency = 1.0 / (theta**exponent)
+    frequency = 1.0 / (base**exponent)
     if scaling is None or scaling.kind == "dynamic":
         return frequency, 1.0
     if scaling.kind == "linear":

@@ -23,7 +23,7 @@ from chumoku.layers.ops import ACTIVATIONS
 from chumoku.layers.taps import ResidualTaps, Tap
 from chumoku.models import config_keys
 from chumoku.models.heads import PreTraining, SpanHead, Spans, TokenHead, unknown_head
-from chumoku.models.names import NameTable, Rule, rule
+from chumoku.models.names import NameTable, Rule, head_rules, rule
 
 
 @dataclass(frozen=True)
@@ -338,7 +338,8 @@ def names(config: Config, head: str, layout: str) -> NameTable:
     """Published names of layout "hub" <-> ours."""
     ignored = (r".*embeddings\.position_ids",)
     aliases = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
-    heads = ROBERTA_HEADS if config.model_type == "roberta" else _bert_heads(head)
+    by_head = ROBERTA_HEADS if config.model_type == "roberta" else BERT_HEADS
+    heads = head_rules(by_head, head)
     return NameTable(HUB, heads, f"{config.model_type}.", ignored, aliases)
 
 
@@ -362,29 +363,45 @@ HUB: Final = (
 )
 
 
-def _bert_heads(head: str) -> tuple[Rule, ...]:
-    masked = "head.masked" if head == "pre-training" else "head"
-    relation = "head.next_sentence" if head == "pre-training" else "head.output"
+def _masked(head: str) -> tuple[Rule, ...]:
     return (
-        rule("cls.predictions.transform.dense.{p}", f"{masked}.transform.{{p}}"),
-        rule("cls.predictions.transform.LayerNorm.{p}", f"{masked}.norm.{{p}}"),
-        rule("cls.predictions.decoder.weight", f"{masked}.output.weight"),
-        rule("cls.predictions.bias", f"{masked}.bias"),
-        rule("cls.predictions.decoder.bias", f"{masked}.bias"),
-        rule("cls.seq_relationship.{p}", f"{relation}.{{p}}"),
-        rule("classifier.{p}", "head.output.{p}"),
-        rule("qa_outputs.{p}", "head.output.{p}"),
+        rule("cls.predictions.transform.dense.{p}", f"{head}.transform.{{p}}"),
+        rule("cls.predictions.transform.LayerNorm.{p}", f"{head}.norm.{{p}}"),
+        rule("cls.predictions.decoder.weight", f"{head}.output.weight"),
+        rule("cls.predictions.bias", f"{head}.bias"),
+        rule("cls.predictions.decoder.bias", f"{head}.bias"),
     )
 
 
-ROBERTA_HEADS: Final = (
-    rule("lm_head.dense.{p}", "head.transform.{p}"),
-    rule("lm_head.layer_norm.{p}", "head.norm.{p}"),
-    rule("lm_head.decoder.weight", "head.output.weight"),
-    rule("lm_head.bias", "head.bias"),
-    rule("lm_head.decoder.bias", "head.bias"),
-    rule("classifier.dense.{p}", "head.transform.{p}"),
-    rule("classifier.out_proj.{p}", "head.output.{p}"),
-    rule("classifier.{p}", "head.output.{p}"),
-    rule("qa_outputs.{p}", "head.output.{p}"),
-)
+_CLASSIFIER: Final = (rule("classifier.{p}", "head.output.{p}"),)
+_SPAN: Final = (rule("qa_outputs.{p}", "head.output.{p}"),)
+
+BERT_HEADS: Final = {
+    "masked-lm": _masked("head"),
+    "pre-training": (
+        *_masked("head.masked"),
+        rule("cls.seq_relationship.{p}", "head.next_sentence.{p}"),
+    ),
+    "next-sentence": (rule("cls.seq_relationship.{p}", "head.output.{p}"),),
+    "classification": _CLASSIFIER,
+    "token-classification": _CLASSIFIER,
+    "multiple-choice": _CLASSIFIER,
+    "question-answering": _SPAN,
+}
+
+ROBERTA_HEADS: Final = {
+    "masked-lm": (
+        rule("lm_head.dense.{p}", "head.transform.{p}"),
+        rule("lm_head.layer_norm.{p}", "head.norm.{p}"),
+        rule("lm_head.decoder.weight", "head.output.weight"),
+        rule("lm_head.bias", "head.bias"),
+        rule("lm_head.decoder.bias", "head.bias"),
+    ),
+    "classification": (
+        rule("classifier.dense.{p}", "head.transform.{p}"),
+        rule("classifier.out_proj.{p}", "head.output.{p}"),
+    ),
+    "token-classification": _CLASSIFIER,
+    "multiple-choice": _CLASSIFIER,
+    "question-answering": _SPAN,
+}

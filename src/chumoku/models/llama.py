@@ -26,7 +26,7 @@ from chumoku.layers.ops import rotate
 from chumoku.layers.positions import RotaryScaling, rotary_frequencies, rotary_tables
 from chumoku.layers.taps import ResidualTaps, Tap
 from chumoku.models import config_keys, heads
-from chumoku.models.names import NameTable, rule
+from chumoku.models.names import NameTable, head_rules, rule
 
 
 @dataclass(frozen=True)
@@ -277,8 +277,10 @@ def write_config(config: Config, head: str) -> dict[str, Any]:
 def names(config: Config, head: str, layout: str) -> NameTable:
     """Published names of layout "hub", "meta" or "gguf" <-> ours."""
     if layout == "hub":
-        prefix = "transformer." if head == "question-answering" else "model."
-        return NameTable(HUB, HUB_HEADS, prefix, ignored=(r".*rotary_emb\.inv_freq",))
+        llama_qa = config.model_type == "llama" and head == "question-answering"
+        prefix = "transformer." if llama_qa else "model."
+        own = head_rules(HUB_HEADS, head)
+        return NameTable(HUB, own, prefix, ignored=(r".*rotary_emb\.inv_freq",))
     query, key = config.num_heads, config.num_kv_heads
     table = META if layout == "meta" else GGUF
     rules = tuple(
@@ -307,11 +309,12 @@ HUB: Final = (
     rule("norm.weight", "final_norm.weight"),
 )
 
-HUB_HEADS: Final = (
-    rule("lm_head.weight", "unembedding.weight"),
-    rule("score.{p}", "head.output.{p}"),
-    rule("qa_outputs.{p}", "head.output.{p}"),
-)
+HUB_HEADS: Final = {
+    "causal-lm": (rule("lm_head.weight", "unembedding.weight"),),
+    "classification": (rule("score.{p}", "head.output.{p}"),),
+    "token-classification": (rule("score.{p}", "head.output.{p}"),),
+    "question-answering": (rule("qa_outputs.{p}", "head.output.{p}"),),
+}
 
 META: Final = (
     rule("tok_embeddings.weight", "embeddings.token.weight"),

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 PLACEHOLDERS: Final = {"n": r"\d+", "m": r"\d+", "p": "weight|bias"}
@@ -40,6 +40,22 @@ def rule(
     shape: tuple[int, ...] | None = None,
 ) -> Rule:
     return Rule(published, ours, transposed, pairs, shape)
+
+
+def head_rules(by_head: Mapping[str, tuple[Rule, ...]], head: str) -> tuple[Rule, ...]:
+    """The rules of one head. Tensors of the other heads are known too: a file may hold several.
+
+    Those get names below "unused", which no model has.
+    """
+    own = by_head.get(head, ())
+    taken = {r.published for r in own}
+    others = {r.published: r for rules in by_head.values() for r in rules}
+    unused = (
+        replace(r, ours=(f"unused.{r.published}",), transposed=False)
+        for name, r in others.items()
+        if name not in taken
+    )
+    return (*own, *unused)
 
 
 @dataclass(frozen=True)
