@@ -68,7 +68,8 @@ def rotary_frequencies(
     else:
         base = theta
     exponent = torch.arange(0, width, 2, device=device, dtype=torch.float32) / width
-    frequency = 1.0 / (base**exponent)
+    power = base**exponent
+    frequency = 1.0 / power
     if scaling is None or scaling.kind == "dynamic":
         return frequency, 1.0
     if scaling.kind == "linear":
@@ -76,10 +77,10 @@ def rotary_frequencies(
     if scaling.kind == "llama3":
         return _llama3(frequency, scaling), 1.0
     if scaling.kind == "yarn":
-        return _yarn(frequency, width, theta, scaling)
+        return _yarn(power, width, theta, scaling)
     factors = scaling.long if length > scaling.original else scaling.short
     stretch = torch.tensor(factors, device=device, dtype=torch.float32)
-    return 1.0 / (stretch * theta**exponent), _longrope_attention(scaling)
+    return 1.0 / (stretch * power), _longrope_attention(scaling)
 
 
 def _llama3(frequency: Tensor, s: RotaryScaling) -> Tensor:
@@ -91,7 +92,7 @@ def _llama3(frequency: Tensor, s: RotaryScaling) -> Tensor:
     return torch.where(wavelength < s.original / s.high, frequency, out)
 
 
-def _yarn(frequency: Tensor, width: int, theta: float, s: RotaryScaling) -> tuple[Tensor, float]:
+def _yarn(power: Tensor, width: int, theta: float, s: RotaryScaling) -> tuple[Tensor, float]:
     """2309.00071, section 3.2 (ramp by number of turns) and 3.4 (temperature)."""
 
     def pair_with(turns: float) -> float:
@@ -103,9 +104,10 @@ def _yarn(frequency: Tensor, width: int, theta: float, s: RotaryScaling) -> tupl
     low, high = max(low, 0), min(high, width - 1)
     if low == high:
         high += 0.001
-    index = torch.arange(width // 2, device=frequency.device, dtype=torch.float32)
-    ramp = ((index - low) / (high - low)).clamp(0, 1)
-    blended = frequency / s.factor * ramp + frequency * (1 - ramp)
+    index = torch.arange(width // 2, device=power.device, dtype=torch.float32)
+    keep = 1 - ((index - low) / (high - low)).clamp(0, 1)
+    # In the published order of operations, so that the float32 table is the same to the last bit.
+    blended = 1.0 / (s.factor * power) * (1 - keep) + 1.0 / power * keep
     return blended, _yarn_attention(s)
 
 

@@ -197,17 +197,30 @@ KEYS: Final = config_keys.Keys(
 )
 
 
+PUBLISHED: Final = {"llama": "Llama", "mistral": "Mistral"}
+
+MISTRAL: Final = {
+    "num_key_value_heads": 8,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 131072,
+    "sliding_window": 4096,
+}
+"""What the published Mistral config means where a key is absent, and LLaMA's does not."""
+
+
 def read_config(raw: Mapping[str, Any], ignore: Collection[str] = ()) -> Config:
     """config.json -> Config. Raises ConfigError."""
+    if raw.get("model_type") == "mistral":
+        raw = {**MISTRAL, **raw}
     values = config_keys.read(raw, KEYS, ignore)
     config = config_keys.build(Config, {**values, "labels": config_keys.labels(raw)})
+    if config.model_type not in PUBLISHED:
+        raise ConfigError(f"model_type {config.model_type!r} is not LLaMA or Mistral")
     changes: dict[str, Any] = {}
     if raw.get("num_key_value_heads") is None:
-        changes["num_kv_heads"] = 8 if config.model_type == "mistral" else config.num_heads
+        changes["num_kv_heads"] = config.num_heads
     if raw.get("head_dim") is None:
         changes["head_width"] = config.width // max(config.num_heads, 1)
-    if config.model_type == "mistral" and "sliding_window" not in raw:
-        changes["window"] = 4096
     theta, scaling = _rotary(raw, config.max_positions)
     config = dataclasses.replace(config, theta=theta, scaling=scaling, **changes)
     config_keys.divides(config.num_kv_heads, config.num_heads, "heads over key/value heads")
@@ -270,7 +283,7 @@ def write_config(config: Config, head: str) -> dict[str, Any]:
             for key, name in SCALING.items()
             if (value := getattr(config.scaling, name)) != getattr(default, name)
         }
-    published = {"llama": "Llama", "mistral": "Mistral"}[config.model_type] + HEADS[head]
+    published = PUBLISHED[config.model_type] + HEADS[head]
     return {"architectures": [published], **raw, **config_keys.write_labels(config.labels)}
 
 
