@@ -1,0 +1,5 @@
+"""`python -m chumoku`."""
+
+from chumoku.cli import entry
+
+entry()

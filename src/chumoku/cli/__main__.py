@@ -1,0 +1,5 @@
+"""`python -m chumoku.cli`."""
+
+from chumoku.cli import entry
+
+entry()
