@@ -47,7 +47,12 @@ class Tokenizer(Protocol):
     chat_template: str | None
 
     def encode(
-        self, text: str, pair: str | None = None, *, special: bool = True, parse_special: bool = True
+        self,
+        text: str,
+        pair: str | None = None,
+        *,
+        special: bool = True,
+        parse_special: bool = True,
     ) -> Encoding:
         """text (and pair) -> Encoding. special: add the template's tokens. parse_special: a special
         token spelled out in the text becomes that token ([MASK]); False treats it as plain text."""
