@@ -1,10 +1,16 @@
-"""Text: tokenizers of every family behind one Protocol, and chat templates.
-
-The heavy parts load when they are first asked for.
-"""
+"""Text: tokenizers of every family behind one Protocol, and chat templates."""
 
 from __future__ import annotations
 
 from chumoku.text.encoding import Encoding, Tokenizer, TokenStream
+from chumoku.text.gguf import gguf_tokenizer
+from chumoku.text.load import export_tokenizer_json, load_tokenizer
 
-__all__ = ["Encoding", "TokenStream", "Tokenizer"]
+__all__ = [
+    "Encoding",
+    "TokenStream",
+    "Tokenizer",
+    "export_tokenizer_json",
+    "gguf_tokenizer",
+    "load_tokenizer",
+]
