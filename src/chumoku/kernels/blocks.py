@@ -15,7 +15,7 @@ from torch import Tensor
 
 from chumoku.errors import InputError
 
-# storage -> (values per block, bytes per block); the names are GGUF's, which cover safetensors' too.
+# storage -> (values per block, bytes per block); names are GGUF's, which cover safetensors' too.
 STORAGE: Final[dict[str, tuple[int, int]]] = {
     "F64": (1, 8),
     "F32": (1, 4),
@@ -41,7 +41,7 @@ STORAGE: Final[dict[str, tuple[int, int]]] = {
 
 
 def row_bytes(storage: str, values: int) -> int:
-    """Bytes of one row of `values` values. InputError where the row is no whole number of blocks."""
+    """Bytes of one row of `values` values. InputError: no whole number of blocks."""
     per_block, block_bytes = _sizes(storage)
     if values % per_block:
         raise InputError(
@@ -52,7 +52,7 @@ def row_bytes(storage: str, values: int) -> int:
 
 
 def row_values(storage: str, nbytes: int) -> int:
-    """Values in one row of `nbytes` bytes. InputError where the row is no whole number of blocks."""
+    """Values in one row of `nbytes` bytes. InputError: no whole number of blocks."""
     per_block, block_bytes = _sizes(storage)
     if nbytes % block_bytes:
         raise InputError(
@@ -73,7 +73,7 @@ def dequantize(raw: Tensor, storage: str, dtype: torch.dtype = torch.float32) ->
         return _reinterpret(raw, _PLAIN[storage]).to(dtype)
     if storage not in _DECODERS:
         raise InputError(f"storage {storage} does not hold floating-point values")
-    blocks = raw.unflatten(-1, (values // per_block, block_bytes))
+    blocks = _fold(raw, values // per_block, block_bytes)
     return _DECODERS[storage](blocks).flatten(-2).to(dtype)
 
 
@@ -95,7 +95,7 @@ def quantize(values: Tensor, storage: str) -> Tensor:
         raise InputError(f"cannot write {storage}", advice=f"writable storages: {writable}")
     if not bool(torch.isfinite(values).all()):
         raise InputError(f"infinite or NaN values cannot be stored as {storage}")
-    blocks = values.to(torch.float32).unflatten(-1, (values.shape[-1] // per_block, per_block))
+    blocks = _fold(values.to(torch.float32), values.shape[-1] // per_block, per_block)
     return _ENCODERS[storage](blocks).flatten(-2)
 
 
@@ -123,6 +123,16 @@ def _bytes(values: Tensor) -> Tensor:
     return values.contiguous().view(torch.uint8)
 
 
+def _cut(blocks: Tensor, *sizes: int) -> tuple[Tensor, ...]:
+    """Pieces of the last axis, of these sizes."""
+    return torch.split(blocks, list(sizes), dim=-1)
+
+
+def _fold(values: Tensor, rows: int, columns: int) -> Tensor:
+    """[..., rows * columns] -> [..., rows, columns]"""
+    return values.reshape(*values.shape[:-1], rows, columns)
+
+
 def _half(raw: Tensor) -> Tensor:
     """uint8 [..., 2] -> float32 [..., 1]"""
     return _reinterpret(raw, torch.float16).to(torch.float32)
@@ -144,69 +154,69 @@ def _bits(raw: Tensor) -> Tensor:
 
 
 def _decode_q4_0(blocks: Tensor) -> Tensor:
-    d, q = blocks.split([2, 16], dim=-1)
+    d, q = _cut(blocks, 2, 16)
     return _half(d) * (_fields(q, 4).flatten(-2).to(torch.float32) - 8)
 
 
 def _decode_q4_1(blocks: Tensor) -> Tensor:
-    d, m, q = blocks.split([2, 2, 16], dim=-1)
+    d, m, q = _cut(blocks, 2, 2, 16)
     return _half(d) * _fields(q, 4).flatten(-2).to(torch.float32) + _half(m)
 
 
 def _decode_q5_0(blocks: Tensor) -> Tensor:
-    d, fifth, low = blocks.split([2, 4, 16], dim=-1)
+    d, fifth, low = _cut(blocks, 2, 4, 16)
     q = _fields(low, 4).flatten(-2) | (_bits(fifth) << 4)
     return _half(d) * (q.to(torch.float32) - 16)
 
 
 def _decode_q5_1(blocks: Tensor) -> Tensor:
-    d, m, fifth, low = blocks.split([2, 2, 4, 16], dim=-1)
+    d, m, fifth, low = _cut(blocks, 2, 2, 4, 16)
     q = _fields(low, 4).flatten(-2) | (_bits(fifth) << 4)
     return _half(d) * q.to(torch.float32) + _half(m)
 
 
 def _decode_q8_0(blocks: Tensor) -> Tensor:
-    d, q = blocks.split([2, 32], dim=-1)
+    d, q = _cut(blocks, 2, 32)
     return _half(d) * q.contiguous().view(torch.int8).to(torch.float32)
 
 
 def _decode_q2_k(blocks: Tensor) -> Tensor:
-    packed, q, d, dmin = blocks.split([16, 64, 2, 2], dim=-1)
+    packed, q, d, dmin = _cut(blocks, 16, 64, 2, 2)
     nibbles = _fields(packed, 4).to(torch.float32)
     scale, minimum = _half(d) * nibbles[..., 0, :], _half(dmin) * nibbles[..., 1, :]
     # 2 groups of 32 bytes; each byte holds 4 values that are 32 places apart.
-    values = _fields(q.unflatten(-1, (2, 32)), 2).flatten(-3).unflatten(-1, (16, 16))
+    values = _fold(_fields(_fold(q, 2, 32), 2).flatten(-3), 16, 16)
     return (scale.unsqueeze(-1) * values.to(torch.float32) - minimum.unsqueeze(-1)).flatten(-2)
 
 
 def _decode_q3_k(blocks: Tensor) -> Tensor:
-    mask, q, packed, d = blocks.split([32, 64, 12, 2], dim=-1)
+    mask, q, packed, d = _cut(blocks, 32, 64, 12, 2)
     low = _fields(packed[..., :8], 4).flatten(-2)
     high = _fields(packed[..., 8:], 2).flatten(-2)
     scale = _half(d) * ((low | (high << 4)).to(torch.float32) - 32)
-    values = _fields(q.unflatten(-1, (2, 32)), 2).flatten(-3).to(torch.float32)
+    values = _fields(_fold(q, 2, 32), 2).flatten(-3).to(torch.float32)
     # A clear bit in the mask means minus four.
     values = values - (4 - 4 * _fields(mask, 1).flatten(-2).to(torch.float32))
-    return (scale.unsqueeze(-1) * values.unflatten(-1, (16, 16))).flatten(-2)
+    return (scale.unsqueeze(-1) * _fold(values, 16, 16)).flatten(-2)
 
 
 def _sub_scales(packed: Tensor) -> tuple[Tensor, Tensor]:
-    """The eight 6-bit scales and minima of Q4_K and Q5_K: uint8 [..., 12] -> 2 x float32 [..., 8]"""
-    first, second, mixed = packed.split([4, 4, 4], dim=-1)
+    """Eight 6-bit scales and minima of Q4_K, Q5_K: uint8 [..., 12] -> 2 x float32 [..., 8]"""
+    first, second, mixed = _cut(packed, 4, 4, 4)
     scale = torch.cat([first & 63, (mixed & 15) | ((first >> 6) << 4)], dim=-1)
     minimum = torch.cat([second & 63, (mixed >> 4) | ((second >> 6) << 4)], dim=-1)
     return scale.to(torch.float32), minimum.to(torch.float32)
 
 
 def _decode_q4_k(blocks: Tensor) -> Tensor:
-    d, dmin, packed, low = blocks.split([2, 2, 12, 128], dim=-1)
-    q = _fields(low.unflatten(-1, (4, 32)), 4).flatten(-3, -2)
+    d, dmin, packed, low = _cut(blocks, 2, 2, 12, 128)
+    q = _fields(_fold(low, 4, 32), 4).flatten(-3, -2)
     return _with_minima(d, dmin, packed, q)
 
 
 def _decode_q5_k(blocks: Tensor) -> Tensor:
-    d, dmin, packed, fifth, low = blocks.split([2, 2, 12, 32, 128], dim=-1)
-    q = _fields(low.unflatten(-1, (4, 32)), 4).flatten(-3, -2) | (_fields(fifth, 1) << 4)
+    d, dmin, packed, fifth, low = _cut(blocks, 2, 2, 12, 32, 128)
+    q = _fields(_fold(low, 4, 32), 4).flatten(-3, -2) | (_fields(fifth, 1) << 4)
     return _with_minima(d, dmin, packed, q)
 
 
@@ -218,11 +228,11 @@ def _with_minima(d: Tensor, dmin: Tensor, packed: Tensor, q: Tensor) -> Tensor:
 
 
 def _decode_q6_k(blocks: Tensor) -> Tensor:
-    low, high, scale, d = blocks.split([128, 64, 16, 2], dim=-1)
+    low, high, scale, d = _cut(blocks, 128, 64, 16, 2)
     # Each half of 128 values: 64 bytes of nibbles, 32 bytes of upper bit pairs.
-    low = _fields(low.unflatten(-1, (2, 64)), 4).flatten(-3)
-    high = _fields(high.unflatten(-1, (2, 32)), 2).flatten(-3)
-    q = ((low | (high << 4)).to(torch.float32) - 32).unflatten(-1, (16, 16))
+    low = _fields(_fold(low, 2, 64), 4).flatten(-3)
+    high = _fields(_fold(high, 2, 32), 2).flatten(-3)
+    q = _fold((low | (high << 4)).to(torch.float32) - 32, 16, 16)
     scale = _half(d) * scale.contiguous().view(torch.int8).to(torch.float32)
     return (scale.unsqueeze(-1) * q).flatten(-2)
 
@@ -263,7 +273,7 @@ def _encode_q8_0(blocks: Tensor) -> Tensor:
 
 
 def _symmetric(blocks: Tensor, half_range: int) -> tuple[Tensor, Tensor]:
-    """Scale such that the value of largest magnitude becomes -half_range; codes 0..2 half_range-1."""
+    """Scale that makes the value of largest magnitude -half_range; codes 0..2 half_range - 1."""
     size = blocks.abs()
     places = torch.arange(blocks.shape[-1], device=blocks.device).expand(blocks.shape)
     # The first of equal magnitudes decides the sign; argmax does not promise which it takes.
@@ -299,14 +309,14 @@ def _scale_bytes(scale: Tensor) -> Tensor:
 
 def _pack_nibbles(q: Tensor) -> Tensor:
     """uint8 [..., 32] below 16 -> uint8 [..., 16]: byte j holds values j and j + 16."""
-    low, high = q.split(16, dim=-1)
+    low, high = _cut(q, 16, 16)
     return low | (high << 4)
 
 
 def _pack_bits(bits: Tensor) -> Tensor:
     """uint8 [..., 32] of 0 and 1 -> uint8 [..., 4], lowest bit first."""
     places = torch.arange(8, dtype=torch.uint8, device=bits.device)
-    return (bits.unflatten(-1, (4, 8)) << places).sum(dim=-1, dtype=torch.uint8)
+    return (_fold(bits, 4, 8) << places).sum(dim=-1, dtype=torch.uint8)
 
 
 def _bfloat16_bytes(values: Tensor) -> Tensor:

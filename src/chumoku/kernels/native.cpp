@@ -1,0 +1,105 @@
+// The C interface of the native kernels, loaded with ctypes by kernels/native.py: it chooses the
+// build of the arithmetic that the processor can run and deals rows out to threads.
+
+#include <atomic>
+#include <cstdint>
+
+#include "native_core.h"
+
+#if defined(_WIN32)
+#define CHUMOKU_EXPORT extern "C" __declspec(dllexport)
+#else
+#define CHUMOKU_EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+namespace chumoku {
+namespace {
+
+// OpenMP's entry point, from the library that PyTorch itself uses: fn runs once in each thread.
+using Parallel = void (*)(void (*fn)(void *), void *data, unsigned threads, unsigned flags);
+
+const Core *core_of(int level) {
+    switch (level) {
+        case 0: return &core_portable;
+#if defined(CHUMOKU_X86)
+        case 1:
+            if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return nullptr;
+            return __builtin_cpu_supports("f16c") ? &core_avx2 : nullptr;
+        case 2:
+            if (!core_of(1) || !__builtin_cpu_supports("avx512f")) return nullptr;
+            if (!__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512dq")) return nullptr;
+            return __builtin_cpu_supports("avx512vl") ? &core_avx512 : nullptr;
+#endif
+        default: return nullptr;
+    }
+}
+
+// Runs body(first, last) over 0..total in pieces. Threads claim pieces as they become free, so a
+// busy neighbour slows the whole as little as can be; results do not depend on who computes what.
+template <class Body>
+struct Shared {
+    const Body &body;
+    const int64_t total, piece;
+    std::atomic<int64_t> next{0};
+
+    static void run(void *data) {
+        auto &self = *static_cast<Shared *>(data);
+        for (;;) {
+            int64_t first = self.next.fetch_add(self.piece, std::memory_order_relaxed);
+            if (first >= self.total) return;
+            int64_t last = first + self.piece;
+            self.body(first, last < self.total ? last : self.total);
+        }
+    }
+};
+
+constexpr int64_t WORTH_A_THREAD = 100000;  // multiplications; below it a thread costs more than it saves
+
+template <class Body>
+void share(const Body &body, int64_t total, int64_t cost, int threads, void *parallel) {
+    if (cost * total / WORTH_A_THREAD < threads) threads = int(cost * total / WORTH_A_THREAD);
+    if (threads < 2 || !parallel) return body(int64_t(0), total);
+    int64_t piece = total / (threads * 8) / 4 * 4;
+    Shared<Body> work{body, total, piece < 4 ? 4 : piece};
+    reinterpret_cast<Parallel>(parallel)(Shared<Body>::run, &work, unsigned(threads), 0);
+}
+
+}  // namespace
+}  // namespace chumoku
+
+using namespace chumoku;
+
+// Rises with every change of this interface.
+CHUMOKU_EXPORT int chumoku_interface() { return 1; }
+
+// Name of the instructions of a level (0 portable, 1 AVX2, 2 AVX-512); null where this processor
+// or this build lacks them.
+CHUMOKU_EXPORT const char *chumoku_level(int level) {
+    const Core *core = core_of(level);
+    return core ? core->name : nullptr;
+}
+
+// y[tokens, outputs] = x[tokens, inputs] weight[outputs, inputs]^T + bias; bias may be null.
+CHUMOKU_EXPORT int chumoku_block_linear(int level, int storage, const float *x, const uint8_t *weight,
+                                        const float *bias, float *y, int64_t tokens, int64_t inputs,
+                                        int64_t outputs, int threads, void *parallel) {
+    const Core *core = core_of(level);
+    if (!core || storage < F32 || storage > Q6_K) return 1;
+    const Linear job{Storage(storage), x, weight, bias, y, tokens, inputs, outputs};
+    auto body = [&](int64_t first, int64_t last) { core->linear(job, first, last); };
+    share(body, outputs, tokens * inputs, threads, parallel);
+    return 0;
+}
+
+// rows of `values` values each, stored in row_bytes bytes -> float32.
+CHUMOKU_EXPORT int chumoku_dequantize(int level, int storage, const uint8_t *raw, float *out, int64_t rows,
+                                      int64_t values, int64_t row_bytes, int threads, void *parallel) {
+    const Core *core = core_of(level);
+    if (!core || storage < F32 || storage > Q6_K) return 1;
+    auto body = [&](int64_t first, int64_t last) {
+        for (int64_t row = first; row < last; row++)
+            core->decode(Storage(storage), raw + row * row_bytes, out + row * values, values);
+    };
+    share(body, rows, values, threads, parallel);
+    return 0;
+}
