@@ -94,7 +94,7 @@ _ENGLISH: Mapping[str, DefaultModel] = {
     "translate": DefaultModel(
         "staka/fugumt-en-ja",
         "transformer",
-        243,
+        156,
         "CC-BY-SA-4.0",
         "English to Japanese, one sentence at a time",
     ),
@@ -161,10 +161,17 @@ _ENGLISH: Mapping[str, DefaultModel] = {
 _JAPANESE: Mapping[str, DefaultModel] = {
     "fill-mask": _BERT_JA,
     "generate": _GPT2_JA,
+    "chat": DefaultModel(
+        "llm-jp/llm-jp-3-150m-instruct3",
+        "llama",
+        305,
+        "Apache-2.0",
+        "fluent short Japanese; facts and longer answers are often wrong",
+    ),
     "translate": DefaultModel(
         "staka/fugumt-ja-en",
         "transformer",
-        243,
+        156,
         "CC-BY-SA-4.0",
         "Japanese to English, one sentence at a time",
     ),
@@ -174,6 +181,13 @@ _JAPANESE: Mapping[str, DefaultModel] = {
         1200,
         "Apache-2.0",
         "a headline-like summary of Japanese news",
+    ),
+    "text2text": DefaultModel(
+        "bigscience/mt0-small",
+        "t5",
+        1200,
+        "Apache-2.0",
+        "follows short instructions in many languages, Japanese among them, with short answers",
     ),
     "classify": DefaultModel(
         "koheiduck/bert-japanese-finetuned-sentiment",
@@ -202,6 +216,13 @@ _JAPANESE: Mapping[str, DefaultModel] = {
         440,
         "CC-BY-SA-3.0",
         "finds the answer in a Japanese passage, if it is there; needs chumoku[ja]",
+    ),
+    "next-sentence": DefaultModel(
+        "google-bert/bert-base-multilingual-cased",
+        "bert",
+        714,
+        "Apache-2.0",
+        "judges sentence order in 104 languages; Japanese is one of many",
     ),
     # Cloze: the masked language model scores each choice; no Japanese head is published widely.
     "multiple-choice": _BERT_JA,

@@ -308,10 +308,17 @@ def _in_place(file: HubFile, folder: Path, snapshot: Path, markers: Path) -> boo
 def _download(repo: str, commit: str, file: HubFile, staging: Path) -> None:
     from huggingface_hub import hf_hub_download
 
+    # Without a cache_dir of its own it would take a copy, unchecked, from the default cache.
+    elsewhere = staging / ".cache" / "empty"
     for _ in range(_ATTEMPTS):
         with _hub_faults(repo, commit), _silent_bars():
             hf_hub_download(
-                repo, file.name, revision=commit, local_dir=staging, endpoint=_endpoint()
+                repo,
+                file.name,
+                revision=commit,
+                local_dir=staging,
+                cache_dir=elsewhere,
+                endpoint=_endpoint(),
             )
         if _digest_ok(staging / file.name, file):
             return

@@ -225,10 +225,11 @@ def _pip_download(name: str, version: str | None, staging: Path) -> Path:
     downloads.mkdir()
     temporary.mkdir()
     # -P: a file pip.py in the working directory must not be taken for pip.
-    command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-input"]
+    command = [sys.executable, "-P", "-m", "pip", "download", "--no-input"]
     command += ["--disable-pip-version-check", "--progress-bar", "off", "--no-deps"]
     command += ["--only-binary", ":all:", "--dest", str(downloads)]
-    if "PIP_RETRIES" not in os.environ:
+    # Without a single retry pip does not say that the index was out of reach.
+    if os.environ.get("PIP_RETRIES", "0") == "0":
         command += ["--retries", "2"]
     # pip's own temporary files on the same disk, so that they go with the folder.
     settings = dict(os.environ, TMPDIR=str(temporary), TEMP=str(temporary), TMP=str(temporary))
@@ -244,13 +245,13 @@ def _pip_download(name: str, version: str | None, staging: Path) -> Path:
     wheels = sorted(downloads.glob("*.whl"))
     if run.returncode == 0 and len(wheels) == 1 and wheels[0].name.count("-") >= 4:
         return wheels[0]
-    raise _pip_error(target, run.stderr, staging)
+    raise _pip_error(target, run.stdout + run.stderr, staging)
 
 
 _NO_ROUTE = re.compile(
     "connection broken by|Failed to establish|NewConnectionError|NameResolutionError|timed out"
     "|Temporary failure in name resolution|ProxyError|Cannot connect to proxy|SSLError"
-    "|ConnectionReset|IncompleteRead|Connection refused",
+    "|ConnectionReset|IncompleteRead|Connection refused|connection error",
     re.IGNORECASE,
 )
 
