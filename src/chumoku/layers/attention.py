@@ -174,13 +174,18 @@ def attend_written(
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of one attention layer. width: of its input; output: of its result (None: width)."""
+    """Sizes of one attention layer. width: of its input and of its result.
+
+    head_width: of a query and of a key (the paper's d_k). kv_heads: None means heads.
+    context_width: of what cross-attention reads (None: width). value_width: d_v (None: head_width).
+    """
 
     width: int
     heads: int
     head_width: int
     kv_heads: int | None = None
     context_width: int | None = None
+    value_width: int | None = None
 
     @property
     def kv(self) -> int:
@@ -203,14 +208,13 @@ class Attention(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        inner, inner_kv = shape.heads * shape.head_width, shape.kv * shape.head_width
+        value_width = shape.head_width if shape.value_width is None else shape.value_width
         context = shape.width if shape.context_width is None else shape.context_width
-        self.query = nn.Linear(shape.width, inner, bias=bias)
-        self.key = nn.Linear(context, inner_kv, bias=bias)
-        self.value = nn.Linear(context, inner_kv, bias=bias)
-        self.output = nn.Linear(
-            inner, shape.width, bias=bias if output_bias is None else output_bias
-        )
+        output_bias = bias if output_bias is None else output_bias
+        self.query = nn.Linear(shape.width, shape.heads * shape.head_width, bias=bias)
+        self.key = nn.Linear(context, shape.kv * shape.head_width, bias=bias)
+        self.value = nn.Linear(context, shape.kv * value_width, bias=bias)
+        self.output = nn.Linear(shape.heads * value_width, shape.width, bias=output_bias)
         self.num_heads, self.num_kv_heads = shape.heads, shape.kv
         self.scale = shape.head_width**-0.5 if scale is None else scale
         self.dropout = dropout

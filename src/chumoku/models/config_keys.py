@@ -126,6 +126,22 @@ def write(config: Any, keys: Keys) -> dict[str, Any]:
     return published
 
 
+def token_ids(raw: Mapping[str, Any], key: str, default: tuple[int, ...]) -> tuple[int, ...]:
+    """A key that holds one token id or a list of them (eos_token_id); `default` where absent."""
+    value = raw.get(key)
+    if value is None:
+        return default
+    ids = tuple(value) if isinstance(value, list) else (value,)
+    if not ids or any(type(i) is not int or i < 0 for i in ids):
+        raise ConfigError(f"{key} must be a token id or a list of them, it is {value!r}", where=key)
+    return ids
+
+
+def one_or_list(ids: tuple[int, ...]) -> int | list[int]:
+    """The inverse of token_ids()."""
+    return ids[0] if len(ids) == 1 else list(ids)
+
+
 def labels(raw: Mapping[str, Any]) -> tuple[str, ...]:
     """The names of the classes, from id2label, else from num_labels, else two of them.
 
