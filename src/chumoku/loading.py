@@ -102,7 +102,7 @@ def load(
         published.raw_config.update(write_labels(tuple(labels)))
     arch = architecture(published.raw_config["model_type"])
     config = arch.read_config(published.raw_config, ignore_config)
-    chosen = _choose_head(head, arch, config, published)
+    chosen = choose_head(head, arch, config, published)
     check_memory(published.tensors, dtype, place)
     model = assemble(arch, config, chosen, published, dtype, place, new_head)
     return Loaded(
@@ -215,7 +215,7 @@ def check_memory(tensors: Mapping[str, LazyTensor], dtype: str, device: torch.de
 # ---- head ----
 
 
-def _choose_head(head: str | None, arch: Architecture, config: Any, published: Published) -> str:
+def choose_head(head: str | None, arch: Architecture, config: Any, published: Published) -> str:
     """As asked; else as `architectures` says; else the head that the tensors present make up."""
     if head is not None:
         if head not in arch.HEADS:

