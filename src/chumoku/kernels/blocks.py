@@ -114,7 +114,8 @@ def _bytes_only(raw: Tensor) -> Tensor:
 def _reinterpret(raw: Tensor, dtype: torch.dtype) -> Tensor:
     """The same bytes read as `dtype`, whatever the alignment of `raw` within its storage."""
     raw = raw.contiguous()
-    if raw.storage_offset() % dtype.itemsize:
+    # A compiler cannot trace the question where a tensor starts.
+    if torch.compiler.is_compiling() or raw.storage_offset() % dtype.itemsize:
         raw = raw.clone()
     return raw.view(dtype)
 

@@ -171,8 +171,7 @@ def _require() -> Library:
 
 @cache
 def _library() -> Library | None:
-    suffix = {"win32": ".dll", "darwin": ".so"}.get(sys.platform, ".so")
-    path = Path(__file__).with_name(f"_native{suffix}")
+    path = _path()
     try:
         loaded = ctypes.CDLL(str(path))
     except OSError as error:
@@ -182,6 +181,13 @@ def _library() -> Library | None:
         log.warning("native kernels are not in use: %s is of another version; rebuild it", path)
         return None
     return Library(*_functions(loaded), levels=_levels(loaded), parallel=_parallel_entry())
+
+
+def _path() -> Path:
+    """Beside this file; after an editable install, in the other folder of the package."""
+    name = "_native.dll" if sys.platform == "win32" else "_native.so"
+    folders = [Path(__file__).parent, *map(Path, sys.modules[__package__].__path__)]
+    return next((f / name for f in folders if (f / name).exists()), folders[0] / name)
 
 
 def _functions(loaded: ctypes.CDLL) -> tuple[Any, Any]:
