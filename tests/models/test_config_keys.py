@@ -39,8 +39,9 @@ def test_the_golden_file_covers_every_published_type() -> None:
 @pytest.mark.parametrize("model_type", PUBLISHED)
 def test_every_published_key_is_handled(model_type: str) -> None:
     for raw in (GOLDEN["defaults"][model_type], installed(model_type)):
-        config = module(model_type).read_config(raw)
-        assert config.model_type == model_type
+        model = module(model_type)
+        written = model.write_config(model.read_config(raw), next(iter(model.HEADS)))
+        assert written["model_type"] == model_type
 
 
 @pytest.mark.parametrize("model_type", PUBLISHED)
@@ -100,6 +101,8 @@ def test_no_key_that_is_read_is_lost(model_type: str) -> None:
     for key in sorted(set(model.KEYS.reads) & set(raw)):
         if raw[key] is None or isinstance(raw[key], dict | list):
             continue
+        if (model_type, key) == ("marian", "decoder_vocab_size"):
+            continue  # without effect, as published, while both languages share one vocabulary
         try:
             after = model.read_config(raw | {key: changed(raw[key])})
         except ConfigError:
