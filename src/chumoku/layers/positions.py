@@ -166,14 +166,17 @@ def relative_buckets(
 
 
 @primitive
-def resized_grid(table_1PD: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+def resized_grid(
+    table_1PD: Tensor, old: tuple[int, int], new: tuple[int, int], *, antialias: bool = False
+) -> Tensor:
     """Learned positions of an old grid of patches, bicubically resized to a new one.
 
     2010.11929, section 3.2 (fine-tuning at a higher resolution). [1, h * w, D] -> [1, h' * w', D].
+    antialias: PyTorch's smoothed form, whose cubic has another coefficient too (timm's choice).
     """
     if old == new:
         return table_1PD
     D = table_1PD.shape[-1]
-    image = table_1PD.reshape(1, *old, D).permute(0, 3, 1, 2)
-    image = F.interpolate(image, size=new, mode="bicubic", align_corners=False)
-    return image.permute(0, 2, 3, 1).reshape(1, -1, D)
+    image = table_1PD.to(wide(table_1PD.dtype)).reshape(1, *old, D).permute(0, 3, 1, 2)
+    image = F.interpolate(image, size=new, mode="bicubic", align_corners=False, antialias=antialias)
+    return image.permute(0, 2, 3, 1).reshape(1, -1, D).to(table_1PD.dtype)
