@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import functools
-import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "parity"))
-from harness import Pair, make_pair, to_ours
+from parity.harness import Pair, make_pair
 
 from chumoku.generation.settings import Settings
-from chumoku.models import llama
+from chumoku.models import gpt2, llama, t5, transformer
 
 transformers.logging.set_verbosity_error()
 VOCAB = 37
@@ -40,9 +36,23 @@ def llama_pair(seed: int = 0, max_positions: int = 64) -> Pair:
 
 
 @functools.cache
-def t5_pair(seed: int = 0) -> Pair:
-    from chumoku.models import t5
+def gpt2_pair(seed: int = 0) -> Pair:
+    config = transformers.GPT2Config(
+        vocab_size=VOCAB,
+        n_positions=48,
+        n_embd=24,
+        n_layer=2,
+        n_head=4,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=None,
+        tie_word_embeddings=False,
+    )
+    return make_pair(transformers.GPT2LMHeadModel(config), gpt2, "causal-lm", seed=seed)
 
+
+@functools.cache
+def t5_pair(seed: int = 0) -> Pair:
     config = transformers.T5Config(
         vocab_size=VOCAB,
         d_model=24,
@@ -60,8 +70,6 @@ def t5_pair(seed: int = 0) -> Pair:
 
 @functools.cache
 def marian_pair(seed: int = 0) -> Pair:
-    from chumoku.models import transformer
-
     config = transformers.MarianConfig(
         vocab_size=VOCAB,
         d_model=24,
@@ -101,7 +109,6 @@ def right_padded(prompts: list[list[int]]) -> dict[str, torch.Tensor]:
     return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
 
 
-__all__ = ["Pair", "to_ours"]  # the second for those who build a model of their own
 PUBLISHED = {"stop", "seed", "logprobs", "overflow", "prefill_chunk", "logit_bias"}
 
 

@@ -13,14 +13,15 @@ import pytest
 import torch
 from pairs import (
     EOS,
+    gpt2_pair,
     left_padded,
     llama_pair,
     marian_pair,
     reference,
     right_padded,
     t5_pair,
-    to_ours,
 )
+from parity.harness import to_ours
 
 from chumoku.errors import InputError
 from chumoku.generation import beams
@@ -63,13 +64,14 @@ def answers(model: Any, settings: Settings, **options: Any) -> tuple[list[Any], 
 
 
 @pytest.mark.parametrize("case", range(len(CASES)))
-@pytest.mark.parametrize("make", [llama_pair, t5_pair, marian_pair])
+@pytest.mark.parametrize("make", [llama_pair, gpt2_pair, t5_pair, marian_pair])
 def test_ids_and_scores_are_transformers(make: Any, case: int) -> None:
     settings = dataclasses.replace(BASE, **CASES[case])
     pair = make()
-    pad = left_padded if make is llama_pair else right_padded
+    decoder_only = make in (llama_pair, gpt2_pair)
+    pad = left_padded if decoder_only else right_padded
     prompts = PROMPTS
-    if "no_repeat_ngram_size" in CASES[case] and make is llama_pair:
+    if "no_repeat_ngram_size" in CASES[case] and decoder_only:
         prompts = [p[:1] * (4 - len(p[:4])) + p[:4] for p in PROMPTS]  # theirs counts padding
     expected, scores = reference(pair.theirs, pad(prompts), settings)
     made = generate(pair.ours, prompts, settings)

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from pairs import EOS, VOCAB, left_padded, llama_pair, marian_pair, reference, right_padded, t5_pair
+from pairs import (
+    EOS,
+    VOCAB,
+    gpt2_pair,
+    left_padded,
+    llama_pair,
+    marian_pair,
+    reference,
+    right_padded,
+    t5_pair,
+)
 
 from chumoku.errors import InputError
 from chumoku.generation import sampling
@@ -29,7 +40,7 @@ CASES: list[dict[str, Any]] = [
     {"forced_eos_token_id": (11,), "max_new_tokens": 5},
     {"forced_bos_token_id": 6},
 ]
-MODELS = [llama_pair, t5_pair, marian_pair]
+MODELS = [llama_pair, gpt2_pair, t5_pair, marian_pair]
 
 
 def ids(model: Any, prompts: Sequence[list[int]], settings: Settings, **options: Any) -> list[Any]:
@@ -41,11 +52,12 @@ def ids(model: Any, prompts: Sequence[list[int]], settings: Settings, **options:
 def test_greedy_ids_are_transformers(make: Any, case: int) -> None:
     settings = dataclasses.replace(BASE, **CASES[case])
     pair = make()
-    pad = left_padded if make is llama_pair else right_padded
+    decoder_only = make in (llama_pair, gpt2_pair)
+    pad = left_padded if decoder_only else right_padded
     prompts = PROMPTS
-    if make is llama_pair and settings.max_length:
+    if decoder_only and settings.max_length:
         prompts = [p[:1] * (7 - len(p)) + p for p in PROMPTS]  # theirs counts padding
-    if make is llama_pair and settings.forced_bos_token_id:
+    if decoder_only and settings.forced_bos_token_id:
         prompts = [p for p in PROMPTS if len(p) > 1]  # likewise
     assert ids(pair.ours, prompts, settings) == reference(pair.theirs, pad(prompts), settings)[0]
 
@@ -94,6 +106,33 @@ def test_batch_cache_and_chunks_change_nothing(make: Any, settings: Settings) ->
     for chunk in (1, 2, 3, 6):
         chunked = dataclasses.replace(settings, prefill_chunk=chunk)
         assert ids(model, PROMPTS, chunked) == together
+
+
+@pytest.mark.parametrize("count", [40, pytest.param(2000, marks=pytest.mark.slow)])
+def test_random_batches_change_nothing(count: int) -> None:
+    """RELIABILITY D2: random prompts, batch, cache, chunk and settings; each row as alone."""
+    draw = random.Random(count)
+    for _ in range(count):
+        pair = draw.choice(MODELS)()
+        prompts = [
+            [draw.randrange(VOCAB) for _ in range(draw.randint(1, 20))]
+            for _ in range(draw.randint(1, 16))
+        ]
+        settings = dataclasses.replace(
+            BASE,
+            max_new_tokens=draw.randint(1, 12),
+            eos_token_id=tuple(draw.sample(range(VOCAB), draw.choice([0, 2, 5]))),
+            prefill_chunk=draw.choice([None, 1, 2, 5, 30]),
+            repetition_penalty=draw.choice([1.0, 1.3]),
+            do_sample=draw.random() < 0.5,
+            top_k=draw.choice([0, 5]),
+            seed=draw.randrange(100),
+        )
+        factory = draw.choice([ContiguousCache, BlockCache])
+        together = ids(pair.ours, prompts, settings, cache_factory=factory)
+        row = draw.randrange(len(prompts))
+        plain = dataclasses.replace(settings, prefill_chunk=None)
+        assert ids(pair.ours, [prompts[row]], plain) == [together[row]], settings
 
 
 def test_cached_is_uncached() -> None:
