@@ -156,6 +156,11 @@ class PieceModel:
         self.bytes = {n for n in ids if self._with_prefix.is_byte(n)}
         self.unk_id: int = self._with_prefix.unk_id()
 
+    @property
+    def scores(self) -> list[float]:
+        """The score of every piece: the higher, the earlier it is merged."""
+        return [self._with_prefix.get_score(n) for n in range(self.size)]
+
     def role(self, name: str) -> int | None:
         """The id of bos, eos or pad by the file's own trainer settings."""
         index: int = getattr(self._with_prefix, f"{name}_id")()
