@@ -66,7 +66,7 @@ def table3() -> dict[str, tuple[Config, float | None]]:
         "C ff 4096": (variant(hidden=4096), 90),
         "D dropout 0": (variant(dropout=0.0), None),
         "D dropout 0.2": (variant(dropout=0.2), None),
-        "E learned": (variant(positions="learned"), None),
+        "E learned": (variant(positions="learned", max_positions=1024), None),
         "big": (BIG, 213),
     }
 
@@ -96,7 +96,7 @@ def test_exact_parameter_counts() -> None:
     assert {rows[f"A {heads}"] for heads in (1, 4, 16, 32)} == {rows["base"]}
     assert rows["base"] - rows["B 16"] == 18 * 2 * 512 * 8 * (64 - 16)
     assert rows["base"] - rows["B 32"] == 18 * 2 * 512 * 8 * (64 - 32)
-    assert rows["E learned"] - rows["base"] == 2 * BASE.max_positions * 512
+    assert rows["E learned"] - rows["base"] == 2 * 1024 * 512
     assert count(variant(attention_bias=True)) - rows["base"] == 18 * 4 * 512
     assert count(variant(tied=False)) - rows["base"] == 37000 * 512
     apart = variant(shared=False, target_vocab_size=5000)
@@ -268,6 +268,7 @@ def configs() -> Iterator[Config]:
         yield dataclasses.replace(
             SMALL,
             positions=draw.choice(transformer.POSITIONS),
+            max_positions=20,
             key_width=draw.choice([None, 5, 8]),
             value_width=draw.choice([None, 7, 8]),
             attention_bias=draw.random() < 0.5,
@@ -316,7 +317,7 @@ def test_what_marian_can_say_is_written_as_marian() -> None:
     raw = transformer.write_config(marian, "conditional-generation")
     assert raw["model_type"] == "marian"
     assert raw["architectures"] == ["MarianMTModel"]
-    assert not set(raw) & set(transformer.OWN.reads) - set(transformer.MARIAN.reads)
+    assert not set(raw) & set(transformer.OWN.reads) - set(transformer.KEYS.reads)
     natural = dataclasses.replace(marian, key_width=8, value_width=8)
     assert natural.model_type == "marian"
     for change in (
@@ -328,11 +329,14 @@ def test_what_marian_can_say_is_written_as_marian() -> None:
         {"encoder_heads": 6, "key_width": 4},
         {"norm_eps": 1e-6},
         {"init_std": None},
+        {"max_positions": None},
     ):
         assert dataclasses.replace(marian, **change).model_type == "transformer"  # type: ignore[arg-type]
 
 
-def test_positions_that_are_unknown() -> None:
+def test_positions_that_are_unknown_or_uncounted() -> None:
+    with pytest.raises(ConfigError, match="their number"):
+        transformer.read_config({"model_type": "transformer", "position_embedding": "learned"})
     with pytest.raises(ConfigError, match="rotary"):
         transformer.read_config({"model_type": "transformer", "position_embedding": "rotary"})
 

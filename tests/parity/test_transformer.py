@@ -225,6 +225,7 @@ def test_config_of_an_opus_checkpoint() -> None:
         {"share_encoder_decoder_embeddings": False, "decoder_vocab_size": 100},
         {"activation_function": "none such"},
         {"hidden_size": 16},
+        {"decoder_vocab_size": 100},
         {"d_k": 32},
         {"unheard_of": 1},
     ],

@@ -10,6 +10,7 @@ F feed-forward width, V vocabulary.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
@@ -38,6 +39,7 @@ class Config:
 
     target_vocab_size: where the languages do not share embeddings. positions: sinusoids with sine
     and cosine in turn (the paper) or all sines first (Marian), or a learned table (table 3, E).
+    max_positions: the longest text, None where sinusoids set no limit.
     key_width, value_width: d_k and d_v of a head; None: width / heads, and d_k. attention_bias: on
     all four projections. init_std: of every matrix; None: Xavier (see initialise). pad_id: its
     embedding starts as zeros and gets no gradient as an input; None: it is like any other.
@@ -56,7 +58,7 @@ class Config:
     decoder_feedforward_width: int = 2048
     activation: str = "relu"
     positions: str = "interleaved"
-    max_positions: int = 1024
+    max_positions: int | None = None
     scaled_embeddings: bool = True
     attention_bias: bool = False
     logits_bias: bool = False
@@ -86,7 +88,7 @@ class Embeddings(nn.Module):
         super().__init__()
         self.token = nn.Embedding(vocab_size, config.width, padding_idx=config.pad_id)
         self.position: nn.Embedding | None = None
-        if config.positions == "learned":
+        if config.positions == "learned" and config.max_positions is not None:
             self.position = nn.Embedding(config.max_positions, config.width)
         self.interleaved = config.positions == "interleaved"
         self.scale = config.width**0.5 if config.scaled_embeddings else 1.0
@@ -344,7 +346,7 @@ def initialise(model: Model) -> None:
 
 # ---- published files ----
 
-MARIAN: Final = config_keys.Keys(
+KEYS: Final = config_keys.Keys(
     reads={
         "vocab_size": "vocab_size",
         "decoder_vocab_size": "target_vocab_size",
@@ -392,7 +394,7 @@ MARIAN: Final = config_keys.Keys(
 
 OWN: Final = config_keys.Keys(
     reads={
-        **MARIAN.reads,
+        **KEYS.reads,
         "position_embedding": "positions",
         "d_k": "key_width",
         "d_v": "value_width",
@@ -400,8 +402,8 @@ OWN: Final = config_keys.Keys(
         "logits_bias": "logits_bias",
         "layer_norm_eps": "norm_eps",
     },
-    special=MARIAN.special,
-    harmless=MARIAN.harmless,
+    special=KEYS.special,
+    harmless=KEYS.harmless,
 )
 """model_type "transformer": Marian's keys, and those for what Marian leaves no choice in.
 
@@ -420,6 +422,7 @@ MARIAN_DEFAULTS: Final = {
     "encoder_feedforward_width": 4096,
     "decoder_feedforward_width": 4096,
     "activation": "gelu",
+    "max_positions": 1024,
     "scaled_embeddings": False,
     "init_std": 0.02,
     "start_id": 58100,
@@ -442,23 +445,22 @@ def _beyond_marian(config: Config) -> bool:
         any(getattr(config, name) != value for name, value in MARIAN_FIXED.items())
         or any(w * n != config.width for w in widths for n in heads)
         or config.init_std is None
+        or config.max_positions is None
     )
 
 
 def read_config(raw: Mapping[str, Any], ignore: Collection[str] = ()) -> Config:
     """config.json -> Config. Raises ConfigError."""
     if raw.get("model_type") == "marian":
-        values = MARIAN_DEFAULTS | config_keys.read(raw, MARIAN, ignore) | MARIAN_FIXED
+        values = MARIAN_DEFAULTS | config_keys.read(raw, KEYS, ignore) | MARIAN_FIXED
         if "pad_token_id" not in raw:
             values["pad_id"] = 58100
     else:
         values = config_keys.read(raw, OWN, ignore)
     values["eos_ids"] = config_keys.token_ids(raw, "eos_token_id", Config.eos_ids)
-    if values.get("shared", True):
-        values.pop(
-            "target_vocab_size", None
-        )  # published files repeat vocab_size, or leave one over
     config = config_keys.build(Config, values)
+    if config.shared and config.target_vocab_size == config.vocab_size:  # as files repeat it
+        config = dataclasses.replace(config, target_vocab_size=None)
     _check(config)
     return config
 
@@ -469,11 +471,19 @@ def _check(config: Config) -> None:
         raise ConfigError(
             f"position_embedding is {config.positions!r}", advice=f"one of {', '.join(POSITIONS)}"
         )
+    if config.positions == "learned" and config.max_positions is None:
+        raise ConfigError("learned positions need their number", where="max_position_embeddings")
     for heads in (config.encoder_heads, config.decoder_heads):
         if config.key_width is None or heads == 0:
             config_keys.divides(heads, config.width, "d_model over heads")
     if 0 in (config.num_encoder_blocks, config.num_decoder_blocks):
         raise ConfigError("each stack needs at least one block")
+    if config.shared and config.target_vocab_size is not None:
+        raise ConfigError(
+            f"one table of {config.vocab_size} embeddings cannot serve a target vocabulary of "
+            f"{config.target_vocab_size}",
+            where="decoder_vocab_size",
+        )
     target = config.target_vocab_size if config.target_vocab_size else config.vocab_size
     if config.pad_id is not None and config.pad_id >= min(config.vocab_size, target):
         raise ConfigError(
@@ -488,7 +498,7 @@ PUBLISHED: Final = {"marian": "Marian", "transformer": "Transformer"}
 def write_config(config: Config, head: str) -> dict[str, Any]:
     """Config -> config.json: of a Marian model where that says all, else of a "transformer"."""
     kind = config.model_type
-    raw = config_keys.write(config, MARIAN if kind == "marian" else OWN)
+    raw = config_keys.write(config, KEYS if kind == "marian" else OWN)
     if config.target_vocab_size is None:
         raw["decoder_vocab_size"] = config.vocab_size
     return {
