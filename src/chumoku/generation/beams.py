@@ -207,8 +207,10 @@ class _Beams:
         self._ids_B = torch.tensor([token for _, _, token in flat], device=device)
         scores_B = torch.tensor([score for score, _, _ in flat], dtype=self._scores_PGK.dtype)
         self._scores_PGK = scores_B.to(device).view(len(live), G, K)
-        self._runner.select(rows_B)
-        self._past = self._past.select(rows_B).append(self._ids_B)
+        if rows != list(range(len(kept) * G * K)):  # every beam in its place: nothing to move
+            self._runner.select(rows_B, same_sources=len(live) == len(kept))
+            self._past = self._past.select(rows_B)
+        self._past = self._past.append(self._ids_B)
 
     def advance(self) -> None:
         self._logits_BV = self._runner.step(self._ids_B)

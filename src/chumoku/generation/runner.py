@@ -138,10 +138,14 @@ class Runner:
         return self._logits(self._hidden(ids_B[:, None], mask_BS, positions_B1))
 
     @torch.inference_mode()
-    def select(self, rows_B: Tensor) -> None:
-        """Row i becomes what row rows_B[i] was; the number of rows may change."""
+    def select(self, rows_B: Tensor, *, same_sources: bool = False) -> None:
+        """Row i becomes what row rows_B[i] was; the number of rows may change.
+
+        same_sources: rows move only between places that read the same source (beams of one prompt),
+        so that the memory can stay as it is.
+        """
         self.cache.select(rows_B)
-        if self.memory is not None:
+        if self.memory is not None and not same_sources:
             self.memory = self.memory.select(rows_B)
         if self._mask_BS is not None and self._positions_B1 is not None:
             self._mask_BS = self._mask_BS[rows_B]
