@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
@@ -36,6 +36,7 @@ class Source:
     """What saving unchanged needs.
 
     origin: the name it was asked for by. unchanged: head and labels are those of the file.
+    notes: what the user should know, e.g. that another source had to step in.
     """
 
     origin: str
@@ -43,6 +44,7 @@ class Source:
     head: str
     model_type: str
     unchanged: bool = False
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ def load(
     arch = architecture(published.raw_config["model_type"])
     config = arch.read_config(published.raw_config, ignore_config)
     chosen = choose_head(head, arch, config, published)
+    config = untied_as_stored(arch, config, chosen, published)
     check_memory(published.tensors, dtype, place)
     model = assemble(arch, config, chosen, published, dtype, place, new_head)
     return Loaded(
@@ -118,6 +121,7 @@ def load(
             published=published,
             head=chosen,
             model_type=published.raw_config["model_type"],
+            notes=resolved.notes,
             unchanged=labels is None
             and declared_head(arch, published.raw_config) in (None, chosen),
         ),
@@ -230,7 +234,10 @@ def choose_head(head: str | None, arch: Architecture, config: Any, published: Pu
 
 def declared_head(arch: Architecture, raw: Mapping[str, Any]) -> str | None:
     """The head that `architectures` names, or None."""
+    former = getattr(arch, "FORMER_NAMES", {})
     for name in raw.get("architectures") or ():
+        if name in former:
+            return str(former[name])
         for head, suffix in sorted(arch.HEADS.items(), key=lambda item: -len(item[1])):
             if str(name).endswith(suffix):
                 return head
@@ -267,6 +274,29 @@ def _optional(arch: Architecture, name: str) -> bool:
 
 
 # ---- from tensors to a model ----
+
+
+def untied_as_stored(arch: Architecture, config: Any, head: str, published: Published) -> Any:
+    """The config, with `tied` off where the file holds two different matrices for one.
+
+    transformers 5 writes tie_word_embeddings as true for T5 and mT5 whatever their file holds.
+    Raises CheckpointError where tensors differ that this architecture always shares.
+    """
+    with torch.device("meta"):
+        model = arch.Model(config, head)
+    table = arch.names(config, head, published.layout)
+    pieces = assign.match(published.tensors, table).pieces
+    twice = assign.stored_twice(model, pieces)
+    if not twice:
+        return config
+    if getattr(config, "tied", False):
+        return untied_as_stored(arch, replace(config, tied=False), head, published)
+    raise CheckpointError(
+        f"tensors that are one in this model differ in the file: {', '.join(twice)}",
+        where=published.path,
+        advice="the config does not describe these weights",
+    )
+
 
 SAME_NAME: Final = {"classification", "token-classification", "multiple-choice"}
 """Heads published under one tensor name: a file made for one of them does not serve another."""

@@ -74,6 +74,18 @@ def shared_names(model: nn.Module) -> dict[str, list[str]]:
     return {names[0]: names for names in groups.values()}
 
 
+def stored_twice(model: nn.Module, pieces: Mapping[str, Piece]) -> list[str]:
+    """Published names of the first tied group whose tensors are not all the same bytes."""
+    for names in shared_names(model).values():
+        tensors = {pieces[n].tensor.name: pieces[n].tensor for n in names if n in pieces}
+        if len(tensors) > 1:
+            first, *others = tensors.values()
+            raw = first.read()
+            if any(t.storage != first.storage or t.read() != raw for t in others):
+                return list(tensors)
+    return []
+
+
 def dense(tensor: LazyTensor) -> Tensor:
     """The published tensor in its stored dtype; float32 where it was quantised."""
     raw = torch.frombuffer(tensor.read(), dtype=torch.uint8) if tensor.nbytes else torch.empty(0)
