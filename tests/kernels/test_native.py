@@ -251,9 +251,9 @@ def test_compiling_uses_the_definition() -> None:
 def test_what_does_not_fit_is_an_error() -> None:
     raw = stored_rows("Q8_0", 4, 64, seed=13)
     x = torch.ones(2, 64)
-    with pytest.raises(InputError, match="do not fit rows of 64"):
+    with pytest.raises(InputError, match="does not fit rows of 64"):
         native.native_block_linear(torch.ones(2, 32), raw, "Q8_0")
-    with pytest.raises(InputError, match=r"bias must be \[4\]"):
+    with pytest.raises(InputError, match=r"bias must be float32 \[4\]"):
         native.native_block_linear(x, raw, "Q8_0", torch.ones(5))
     with pytest.raises(InputError, match="float32 tensors on the CPU"):
         native.native_block_linear(x.double(), raw, "Q8_0")

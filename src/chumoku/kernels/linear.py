@@ -54,19 +54,20 @@ def block_embedding(
 
 def dequantize_fast(raw: Tensor, storage: str, dtype: torch.dtype = torch.float32) -> Tensor:
     """As blocks.dequantize, bit for bit, by the native kernel where it serves."""
-    if storage in native.STORAGES and _native_serves(raw):
+    if _native_serves(raw, storage):
         return native.native_dequantize(raw, storage).to(dtype)
     return dequantize(raw, storage, dtype)
 
 
-def _native_serves(*tensors: Tensor) -> bool:
-    if torch.compiler.is_compiling():  # a compiler can see through the definition, not through C
+def _native_serves(raw: Tensor, storage: str) -> bool:
+    # A compiler can see through the definition, not through C.
+    if not raw.is_cpu or torch.compiler.is_compiling():
         return False
-    return all(t.device.type == "cpu" for t in tensors) and native.available()
+    return storage in native.STORAGES and native.available()
 
 
 def _forward(x: Tensor, raw: Tensor, storage: str, bias: Tensor | None) -> Tensor:
-    if x.dtype == torch.float32 and storage in native.STORAGES and _native_serves(x, raw):
+    if x.dtype is torch.float32 and x.is_cpu and _native_serves(raw, storage):
         return native.native_block_linear(x, raw, storage, bias)
     return functional.linear(x, dequantize_fast(raw, storage, x.dtype), bias)
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from chumoku.errors import DependencyError, InputError
-from chumoku.kernels.blocks import row_bytes, row_values
+from chumoku.kernels.blocks import row_values
 
 log = logging.getLogger("chumoku.kernels")
 
@@ -38,13 +38,14 @@ _INTERFACE: Final = 1
 class Library:
     """linear, dequantize: C functions. levels: instruction sets that this processor can run.
 
-    parallel: address of OpenMP's entry point in the library that PyTorch uses, None where it was
-    not found (kernels then run on one thread).
+    best: the highest of them. parallel: address of OpenMP's entry point in the library that
+    PyTorch uses, None where it was not found (kernels then run on one thread).
     """
 
     linear: Any
     dequantize: Any
     levels: dict[int, str]
+    best: int
     parallel: int | None
 
 
@@ -59,7 +60,7 @@ def describe() -> str:
     if library is None:
         return "native kernels: not built, using PyTorch"
     threads = "PyTorch's threads" if library.parallel else "one thread"
-    return f"native kernels: {library.levels[max(library.levels)]}, {threads}"
+    return f"native kernels: {library.levels[library.best]}, {threads}"
 
 
 def levels() -> tuple[int, ...]:
@@ -77,12 +78,14 @@ def native_dequantize(
     InputError: not a CPU uint8 tensor or a broken row. DependencyError: the library is not built.
     """
     library = _require()
-    raw = _stored(raw)
-    values = row_values(storage, raw.shape[-1])
+    if raw.dtype != torch.uint8 or not raw.is_cpu:
+        raise InputError(f"stored rows must be uint8 on the CPU, not {raw.dtype} on {raw.device}")
+    number, values = _row_of(storage, raw.shape[-1])
+    raw = raw.contiguous()
     out = torch.empty(*raw.shape[:-1], values, dtype=torch.float32)
     status = library.dequantize(
-        max(library.levels) if level is None else level,
-        _NUMBER.get(storage, -1),
+        library.best if level is None else level,
+        number,
         raw.data_ptr(),
         out.data_ptr(),
         math.prod(raw.shape[:-1]),
@@ -91,7 +94,8 @@ def native_dequantize(
         torch.get_num_threads() if threads is None else threads,
         library.parallel,
     )
-    _check(status, storage, level)
+    if status:
+        raise _no_kernel(storage, level)
     return out
 
 
@@ -111,52 +115,54 @@ def native_block_linear(
     the library is not built.
     """
     library = _require()
-    outputs, inputs = _check_linear(x, raw, storage, bias)
-    x, raw = x.contiguous(), _stored(raw)
-    bias = None if bias is None else bias.contiguous()
-    y = torch.empty(*x.shape[:-1], outputs, dtype=torch.float32)
+    number, values = _row_of(storage, raw.shape[-1])
+    shape, bias_pointer = x.shape, None
+    fits = x.dtype is torch.float32 and x.is_cpu and raw.is_cpu and raw.dtype is torch.uint8
+    if not fits or raw.ndim != 2 or shape[-1:] != (values,):
+        raise _misfit(x, raw, storage)
+    outputs = raw.shape[0]
+    if bias is not None:
+        if bias.dtype is not torch.float32 or not bias.is_cpu or bias.shape != (outputs,):
+            raise InputError(f"bias must be float32 [{outputs}] on the CPU, not {[*bias.shape]}")
+        bias = bias.contiguous()
+        bias_pointer = bias.data_ptr()
+    x, raw = x.contiguous(), raw.contiguous()
+    y = torch.empty(*shape[:-1], outputs, dtype=torch.float32)
     status = library.linear(
-        max(library.levels) if level is None else level,
-        _NUMBER.get(storage, -1),
+        library.best if level is None else level,
+        number,
         x.data_ptr(),
         raw.data_ptr(),
-        None if bias is None else bias.data_ptr(),
+        bias_pointer,
         y.data_ptr(),
-        math.prod(x.shape[:-1]),
-        inputs,
+        math.prod(shape[:-1]),
+        values,
         outputs,
         torch.get_num_threads() if threads is None else threads,
         library.parallel,
     )
-    _check(status, storage, level)
+    if status:
+        raise _no_kernel(storage, level)
     return y
 
 
-def _check_linear(x: Tensor, raw: Tensor, storage: str, bias: Tensor | None) -> tuple[int, int]:
-    """(outputs, inputs). The C code trusts its arguments, so everything is checked here."""
-    if raw.ndim != 2:
-        raise InputError(f"stored rows must be [outputs, row_bytes], not {list(raw.shape)}")
-    outputs, inputs = raw.shape[0], x.shape[-1] if x.ndim else 0
-    if raw.shape[1] != row_bytes(storage, inputs):
-        stored = row_values(storage, raw.shape[1])
-        raise InputError(f"{inputs} inputs do not fit rows of {stored} {storage} values")
-    floats = [x] if bias is None else [x, bias]
-    if any(t.dtype != torch.float32 or t.device.type != "cpu" for t in floats):
-        raise InputError("the native kernel takes float32 tensors on the CPU")
-    if bias is not None and bias.shape != (outputs,):
-        raise InputError(f"bias must be [{outputs}], not {list(bias.shape)}")
-    return outputs, inputs
+@cache
+def _row_of(storage: str, nbytes: int) -> tuple[int, int]:
+    """(number of the storage, values in a row of so many bytes)"""
+    return _NUMBER.get(storage, -1), row_values(storage, nbytes)
 
 
-def _stored(raw: Tensor) -> Tensor:
-    if raw.dtype != torch.uint8 or raw.device.type != "cpu":
-        raise InputError(f"stored rows must be uint8 on the CPU, not {raw.dtype} on {raw.device}")
-    return raw.contiguous()
+def _misfit(x: Tensor, raw: Tensor, storage: str) -> InputError:
+    if raw.ndim != 2 or raw.dtype != torch.uint8:
+        return InputError(f"stored rows must be uint8 [outputs, row_bytes], not {[*raw.shape]}")
+    if x.dtype != torch.float32 or not x.is_cpu or not raw.is_cpu:
+        return InputError("the native kernel takes float32 tensors on the CPU")
+    values = row_values(storage, raw.shape[1])
+    return InputError(f"x {[*x.shape]} does not fit rows of {values} {storage} values")
 
 
-def _check(status: int, storage: str, level: int | None) -> None:
-    if status:
-        raise InputError(f"no native kernel for storage {storage} at level {level}")
+def _no_kernel(storage: str, level: int | None) -> InputError:
+    return InputError(f"no native kernel for storage {storage} at level {level}")
 
 
 def _require() -> Library:
@@ -180,7 +186,8 @@ def _library() -> Library | None:
     if loaded.chumoku_interface() != _INTERFACE:
         log.warning("native kernels are not in use: %s is of another version; rebuild it", path)
         return None
-    return Library(*_functions(loaded), levels=_levels(loaded), parallel=_parallel_entry())
+    levels = _levels(loaded)
+    return Library(*_functions(loaded), levels, max(levels), _parallel_entry())
 
 
 def _path() -> Path:
