@@ -72,7 +72,7 @@ def open_model(options: Options, verb: str, text: str = "", head: str | None = N
     source = options.model
     if source is None:
         source = default_model(verb, options.lang or detect_language(text)).source
-    return load(
+    loaded = load(
         source,
         head=head or HEADS.get(verb),
         dtype=options.dtype,
@@ -81,6 +81,9 @@ def open_model(options: Options, verb: str, text: str = "", head: str | None = N
         offline=True if options.offline else None,
         progress=download_progress(),
     )
+    for note in loaded.source.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return loaded
 
 
 def download_progress() -> Callable[[str, int, int], None]:

@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.text import Text
 
@@ -72,7 +73,7 @@ def run(*, options: Options = DEFAULT) -> None:
     columns = ("", *(str(i + 1) for i in range(len(SENTENCES))))
     print_table(columns, [(f"{i + 1} {s}", *map(float, table[i])) for i, s in enumerate(SENTENCES)])
     _heading(console, words["attention"])
-    attention_map(console, encoder, SENTENCES[0], block=2, head=3)
+    attention_map(console, encoder, SENTENCES[0])
     _ending(console, words, (chat, encoder))
 
 
@@ -97,23 +98,38 @@ def _heading(
         console.print(f"{loaded.source.origin} - {expect}: {line}", style="dim")
 
 
-def attention_map(console: Console, loaded: Loaded, text: str, *, block: int, head: int) -> None:
-    """Print one head's attention weights as shades: a row for each token that looks."""
+def attention_map(console: Console, loaded: Loaded, text: str) -> None:
+    """Print one head's attention weights as shades: rows are tokens that look, columns seen ones.
+
+    Many heads rest on the special tokens; the one shown looks at most different words.
+    """
     tokenizer = common.tokenizer_of(loaded)
     encoding = tokenizer.encode(text)
-    name = f"blocks.{block}.attention.weights"
-    with trace(loaded.model, name) as seen:
+    with trace(loaded.model, "blocks.*.attention.weights") as seen:
         common.run(loaded, common.collate([encoding], loaded))
+    content = ~torch.tensor(encoding.special)
+    name, head = max(
+        ((name, head) for name, weights in seen.items() for head in range(weights.shape[1])),
+        key=lambda place: _spread(seen[place[0]][0, place[1]].cpu(), content),
+    )
     weights_TS = seen[name][0, head].tolist()
     width = max(len(token) for token in encoding.tokens)
     console.print(f"{name}, head {head}", style="dim")
-    for token, row in zip(encoding.tokens, weights_TS, strict=True):
-        line = Text(f"{token:>{width}} ")
+    console.print(" " * (width + 4) + "".join(f"{n:^3}" for n in range(len(encoding))), style="dim")
+    for number, (token, row) in enumerate(zip(encoding.tokens, weights_TS, strict=True)):
+        line = Text(f"{number:>3} {token:<{width}}")
         for value in row:
-            line.append(SHADES[min(int(value * len(SHADES) * 1.5), len(SHADES) - 1)] * 3)
+            line.append(SHADES[min(int(value * len(SHADES) * 1.25), len(SHADES) - 1)] * 3)
         place = max(range(len(row)), key=row.__getitem__)
         line.append(f"  {row[place]:.2f} on {encoding.tokens[place]}", style="dim")
         console.print(line)
+
+
+def _spread(weights_TS: torch.Tensor, content_T: torch.Tensor) -> float:
+    """How many different words the words look at, and how much of their weight goes to words."""
+    among = weights_TS[content_T][:, content_T]
+    away = among.masked_fill(torch.eye(len(among), dtype=torch.bool), 0.0)
+    return len(set(away.argmax(-1).tolist())) / len(among) + float(away.sum(-1).mean())
 
 
 def _ending(console: Console, words: dict[str, str], models: tuple[Loaded, ...]) -> None:

@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 
 from chumoku.errors import InputError
+from chumoku.layers.attention import EMPTY
 from chumoku.loading import Loaded
 from chumoku.tasks import common
 from chumoku.text.encoding import Encoding
@@ -56,7 +57,7 @@ def causal_log_probabilities(
     for start in range(0, max(len(ids) - 1, 1), stride):
         end = min(start + window, len(ids))
         chunk = torch.tensor([ids[start:end]], device=loaded.device)
-        logits_TV = common.run(loaded, common.Inputs(chunk, None, common.Batch()))[0]
+        logits_TV = common.run(loaded, common.Inputs(chunk, None, EMPTY))[0]
         log_p_TV = torch.log_softmax(logits_TV[:-1], dim=-1)
         picked = log_p_TV.gather(1, chunk[0, 1:, None])[:, 0]
         found += picked[scored - start - 1 :].tolist()

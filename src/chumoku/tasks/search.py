@@ -45,17 +45,16 @@ def search(
     common.many(query)
     if top_k < 1:
         raise InputError(f"top_k must be at least 1, it is {top_k}")
-    texts = list(corpus) if _is_list(corpus) else read_corpus(Path(str(corpus)), column)
+    if isinstance(corpus, str | os.PathLike):
+        texts = read_corpus(Path(corpus), column)
+    else:
+        texts = list(corpus)
     common.many(texts)
     loaded = common.ready(model, "search", query, lang)
     vectors = _vectors(loaded, texts, index, batch_size, progress)
     scores = vectors @ embed(query, loaded, normalize=True)
     order = np.argsort(-scores, kind="stable")[:top_k]
     return [{"corpus_id": int(i), "score": float(scores[i]), "text": texts[int(i)]} for i in order]
-
-
-def _is_list(corpus: object) -> bool:
-    return isinstance(corpus, Sequence) and not isinstance(corpus, str)
 
 
 def read_corpus(path: Path, column: str = "text") -> list[str]:

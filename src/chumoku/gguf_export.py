@@ -1,0 +1,145 @@
+"""Write a LLaMA or GPT-2 as one GGUF file, in F32, F16, Q8_0, Q4_0, Q4_1, or as it is stored.
+
+GGUF version 3 (ggml/docs/gguf.md). Vectors stay F32; with a 4-bit type the embedding and the
+unembedding are Q8_0, as their error reaches every token.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from chumoku.checkpoints import assign
+from chumoku.checkpoints.gguf import GGUFValue, write_gguf
+from chumoku.checkpoints.lazy import STORAGE, LazyTensor
+from chumoku.errors import InputError
+from chumoku.kernels.blocks import dequantize, quantize
+from chumoku.loading import Loaded
+from chumoku.models import architecture
+from chumoku.models.names import Rule
+from chumoku.quantization.convert import quantized_layers
+from chumoku.text.gguf_write import gguf_metadata
+
+FILE_TYPES: Final = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7}
+"""Storage -> general.file_type."""
+
+AS_STORED: Final = "stored"
+
+
+def save_gguf(loaded: Loaded, path: str | os.PathLike[str], storage: str = "F16") -> Path:
+    """Write a model with a causal-LM head. storage: a key of FILE_TYPES, or "stored".
+
+    "stored" keeps the blocks of a quantised model and writes the rest as F16. Raises InputError for
+    another architecture, head or storage, TokenizerError where GGUF has no kind for the tokenizer.
+    """
+    if storage not in (*FILE_TYPES, AS_STORED):
+        known = ", ".join((*FILE_TYPES, AS_STORED))
+        raise InputError(f"GGUF type {storage!r} is not written here", advice=f"one of {known}")
+    kind = loaded.source.model_type
+    module: Any = architecture(kind)
+    if kind not in ("llama", "gpt2") or loaded.head != "causal-lm":
+        raise InputError(f"GGUF is written for llama and gpt2 language models, not for {kind}")
+    target = Path(path)
+    metadata = _metadata(loaded, module, storage)
+    write_gguf(target, metadata, _tensors(loaded, module, storage))
+    return target
+
+
+def _metadata(loaded: Loaded, module: Any, storage: str) -> dict[str, object]:
+    kind = loaded.source.model_type
+    values: dict[str, object] = {
+        "general.architecture": kind,
+        "general.type": "model",
+        "general.name": Path(loaded.source.origin).name or kind,
+        "general.quantization_version": 2,
+    }
+    if storage in FILE_TYPES:
+        values["general.file_type"] = FILE_TYPES[storage]
+    values |= module.gguf_metadata(loaded.config)
+    published = loaded.source.published
+    if published is not None and published.gguf is not None:
+        kept = published.gguf.values
+        values |= {k: v for k, v in kept.items() if k.startswith("tokenizer.")}
+    elif loaded.tokenizer is not None:
+        table = gguf_metadata(loaded.tokenizer, loaded.config.vocab_size)
+        values |= {key: _typed(key, value) for key, value in table.items()}
+    return values
+
+
+def _typed(key: str, value: object) -> object:
+    """Token types are signed in the format."""
+    return GGUFValue("array", value, "i32") if key.endswith("token_type") else value
+
+
+def _tensors(loaded: Loaded, module: Any, storage: str) -> list[LazyTensor]:
+    table = module.names(loaded.config, loaded.head, "gguf")
+    state = loaded.model.state_dict(keep_vars=True)
+    blocks = quantized_layers(loaded.model)
+    found: dict[str, LazyTensor] = {}
+    for names in assign.shared_names(loaded.model).values():
+        entry = table.publish(names[0])
+        if entry is None:
+            raise InputError(f"GGUF has no name for {names[0]!r}")
+        rule, name, _ = entry
+        if name in found:
+            continue
+        match = table.find(name)
+        parts = names[:1] if match is None or len(rule.ours) == 1 else list(match.ours)
+        found[name] = _tensor(name, rule, parts, state, blocks, storage)
+    return list(found.values())
+
+
+def _tensor(
+    name: str,
+    rule: Rule,
+    parts: list[str],
+    state: Mapping[str, Tensor],
+    blocks: Mapping[str, str],
+    storage: str,
+) -> LazyTensor:
+    stored = [blocks.get(part.removesuffix(".weight")) for part in parts]
+    values = [state[part].detach().cpu() for part in parts]
+    wanted = _storage_for(name, storage)
+    if stored[0] is not None and len(set(stored)) == 1 and wanted in (AS_STORED, stored[0]):
+        return _block_tensor(name, rule, values, stored[0])
+    floats = [
+        value if kind is None else dequantize(value, kind)
+        for value, kind in zip(values, stored, strict=True)
+    ]
+    value = assign.published_value(rule, [v.float() for v in floats])
+    if wanted == AS_STORED:
+        wanted = "F16"
+    if value.dim() < 2 or name.startswith("position_embd"):
+        wanted = "F32"
+    elif value.shape[-1] % STORAGE[wanted][0]:
+        wanted = "F16"  # rows are no whole number of blocks
+    if wanted == "F32":
+        return assign.lazy(name, value)
+    if wanted == "F16":
+        return assign.lazy(name, value.half())
+    return _raw(name, tuple(value.shape), wanted, quantize(value, wanted))
+
+
+def _storage_for(name: str, storage: str) -> str:
+    outer = name in ("token_embd.weight", "output.weight")
+    return "Q8_0" if outer and storage.startswith("Q4") else storage
+
+
+def _block_tensor(name: str, rule: Rule, values: list[Tensor], storage: str) -> LazyTensor:
+    """Whole rows are permuted and stacked; their blocks stay as they are."""
+    rows = [assign.halves_to_pairs(v, rule.pairs) if rule.pairs else v for v in values]
+    raw = torch.cat(rows) if len(rows) > 1 else rows[0]
+    per_block, block_bytes = STORAGE[storage]
+    return _raw(name, (raw.shape[0], raw.shape[1] // block_bytes * per_block), storage, raw)
+
+
+def _raw(name: str, shape: tuple[int, ...], storage: str, raw: Tensor) -> LazyTensor:
+    def read() -> bytearray:
+        return bytearray(raw.contiguous().reshape(-1).numpy())
+
+    return LazyTensor(name, shape, storage, read)
