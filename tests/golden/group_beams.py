@@ -36,10 +36,23 @@ CASES = [
         "num_return_sequences": beams if early is True else 2,
         "max_new_tokens": new_tokens,
         "no_repeat_ngram_size": ngram,
+        "repetition_penalty": repetition,
     }
-    for (beams, groups, diversity), (length_penalty, early, new_tokens, ngram) in itertools.product(
+    for (beams, groups, diversity), (
+        length_penalty,
+        early,
+        new_tokens,
+        ngram,
+        repetition,
+    ) in itertools.product(
         [(2, 2, 0.5), (4, 2, 1.0), (6, 3, 0.3), (4, 4, 2.0)],
-        [(1.0, False, 10, 0), (0.0, True, 12, 2), (2.0, "never", 9, 0), (-0.5, False, 14, 3)],
+        [
+            (1.0, False, 10, 0, 1.0),
+            (0.0, True, 12, 2, 1.0),
+            (2.0, "never", 9, 0, 1.0),
+            (-0.5, False, 14, 3, 1.0),
+            (1.0, False, 10, 0, 1.6),
+        ],
     )
 ]
 

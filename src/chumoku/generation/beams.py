@@ -12,7 +12,7 @@ rows of the model.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import torch
@@ -135,15 +135,12 @@ class _Beams:
     def extend(self) -> bool:
         """Choose the next token of every beam; False where no prompt is left to work on."""
         P, G, K, V = len(self._live), self._G, self._K, self._logits_BV.shape[-1]
-        log_p_BV = apply(self._chain, self._past, self._logits_BV.log_softmax(-1))
-        log_p_PGKV = log_p_BV.view(P, G, K, V)
+        log_p_BV = self._logits_BV.log_softmax(-1)
         count = min(K * max(2, 1 + len(self._eos)), K * V)  # K remain even where many end
         self._length += 1
         kept: list[list[list[Candidate]]] = [[] for _ in self._live]  # by prompt and group
         for g in range(G):
-            log_p_PKV = log_p_PGKV[:, g]
-            if g > 0:
-                log_p_PKV = log_p_PKV - self._diversity(kept, log_p_PKV)
+            log_p_PKV = self._processed(g, log_p_BV, kept).view(P, K, V)
             total_PC = (log_p_PKV + self._scores_PGK[:, g, :, None]).flatten(1)
             best_PC, index_PC = total_PC.topk(count)
             rows = zip(best_PC.tolist(), index_PC.tolist(), strict=True)
@@ -153,13 +150,21 @@ class _Beams:
         self._reorder(kept)
         return bool(self._live)
 
-    def _diversity(self, kept: list[list[list[Candidate]]], like_PKV: Tensor) -> Tensor:
-        """penalty * how often earlier groups chose each token in this step (1610.02424, eq. 5)."""
-        chosen = [[token for group in groups for _, _, token in group] for groups in kept]
-        chosen_PC = torch.tensor(chosen, device=like_PKV.device)
-        count_PV = like_PKV.new_zeros(like_PKV.shape[0], like_PKV.shape[2])
-        count_PV.scatter_add_(1, chosen_PC, torch.ones_like(chosen_PC, dtype=count_PV.dtype))
-        return self._settings.diversity_penalty * count_PV[:, None]
+    def _processed(self, g: int, log_p_BV: Tensor, kept: list[list[list[Candidate]]]) -> Tensor:
+        """Log-probabilities of group g after all processors; kept: what earlier groups chose."""
+        if self._G == 1:
+            return apply(self._chain, self._past, log_p_BV)
+        P, V = len(self._live), log_p_BV.shape[1]
+        rows_PGK = torch.arange(len(log_p_BV), device=log_p_BV.device).view(P, self._G, self._K)
+        rows_B = rows_PGK[:, g].flatten()
+        past = self._past.select(rows_B)
+        if g > 0:
+            chosen = [[token for group in groups for _, _, token in group] for groups in kept]
+            chosen_PC = torch.tensor(chosen, device=log_p_BV.device)
+            taken_PV = log_p_BV.new_zeros(P, V)
+            taken_PV.scatter_add_(1, chosen_PC, torch.ones_like(chosen_PC, dtype=log_p_BV.dtype))
+            past = replace(past, taken_BV=taken_PV.repeat_interleave(self._K, 0))
+        return apply(self._chain, past, log_p_BV[rows_B])
 
     def _sorted_out(self, p: int, g: int, candidates: list[Candidate]) -> list[Candidate]:
         """Candidates that end go to the pool; the K best others go on. Best first."""

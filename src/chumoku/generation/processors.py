@@ -1,8 +1,8 @@
 """Settings -> the chain of functions that logits pass through, in transformers' order.
 
-Order: logit bias, repetition, presence and frequency, n-grams, bad words, minimum lengths, forced
-first and last token, suppression, diversity's place is the beam search itself; then, for sampling
-only, temperature, top-k, top-p, min-p, typical-p; last the normalisation.
+Order: logit bias, diversity of beam groups, repetition, presence and frequency, n-grams, bad words,
+minimum lengths, forced first and last token, suppression; then, for sampling only, temperature,
+top-k, top-p, min-p, typical-p; last the normalisation.
 
 Shape letters: B rows, T tokens so far, V vocabulary, S source tokens.
 """
@@ -26,6 +26,7 @@ class Past:
 
     given: columns of ids_BT that were given, not generated. lengths_B: given tokens of each row.
     limits_B: tokens that each row may generate. source_BS: what n-grams may not be copied from.
+    taken_BV: how often earlier beam groups chose each token in this very step; None: there is none.
     """
 
     ids_BT: Tensor
@@ -33,6 +34,7 @@ class Past:
     lengths_B: Tensor
     limits_B: Tensor
     source_BS: Tensor
+    taken_BV: Tensor | None = None
 
     @property
     def generated(self) -> int:
@@ -80,6 +82,10 @@ def _biases_and_penalties(s: Settings, like_BV: Tensor) -> list[Processor]:
     if s.logit_bias:
         bias = sampling.bias_table(dict(s.logit_bias), like_BV)
         chain.append(lambda past, x: sampling.add_bias(past.ids_BT, x, bias))
+    if s.num_beam_groups > 1:  # 1610.02424, eq. 5
+        chain.append(
+            lambda past, x: x if past.taken_BV is None else x - s.diversity_penalty * past.taken_BV
+        )
     if s.repetition_penalty != 1.0:
         chain.append(
             lambda past, x: sampling.repetition_penalty(past.ids_BT, x, s.repetition_penalty)
