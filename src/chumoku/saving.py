@@ -17,6 +17,7 @@ from typing import Any, Final
 import torch
 from chumoku.checkpoints.safetensors import write_safetensors
 from chumoku.quantization.convert import dequantize_model, is_quantized
+from chumoku.text.write import write_tokenizer
 from torch import Tensor, nn
 
 from chumoku.checkpoints import assign
@@ -153,7 +154,13 @@ def write_json(path: Path, value: object) -> None:
 
 def _copy_side_files(loaded: Loaded, target: Path) -> None:
     published = loaded.source.published
-    if published is None or published.layout != "hub" or published.root == target:
+    if published is None or published.layout != "hub":
+        if loaded.tokenizer is not None:
+            write_tokenizer(loaded.tokenizer, target)
+        if loaded.generation:
+            write_json(target / "generation_config.json", dict(loaded.generation))
+        return
+    if published.root == target:
         return
     for name in SIDE_FILES:
         for place in (published.root, published.folder):

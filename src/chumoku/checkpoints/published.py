@@ -157,6 +157,11 @@ def read_generation(published: Published) -> dict[str, Any]:
             index = metadata.get(f"tokenizer.ggml.{kind}_token_id")
             if index is not None:
                 legacy[f"{'pad' if kind == 'padding' else kind}_token_id"] = index
+        turn = metadata.get("tokenizer.ggml.eot_token_id")  # ends a turn of a chat
+        if turn is not None and turn != legacy.get("eos_token_id"):
+            legacy["eos_token_id"] = [
+                i for i in (legacy.get("eos_token_id"), turn) if i is not None
+            ]
         return legacy
     path = published.folder / "generation_config.json"
     if not path.is_file():

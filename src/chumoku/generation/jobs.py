@@ -64,8 +64,11 @@ def plan(
         starts[n], budget = _fitted(ids, context, settings)
         dropped[n] += len(ids) - len(starts[n])
         budgets.append(budget)
-    for row in (*starts, *(sources or ())):
-        _check_ids(row, model.config.vocab_size)
+    vocab_size = model.config.vocab_size
+    for row in sources or ():
+        _check_ids(row, vocab_size)
+    for row in starts:
+        _check_ids(row, getattr(model.config, "target_vocab_size", None) or vocab_size)
     return Job(
         tuple(starts),
         None if sources is None else tuple(sources),

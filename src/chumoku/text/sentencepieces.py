@@ -8,6 +8,7 @@ File format: sentencepiece_model.proto (ModelProto: 1 pieces, 2 trainer_spec, 3 
 from __future__ import annotations
 
 import struct
+import unicodedata
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -144,7 +145,7 @@ class PieceModel:
 
     def __init__(self, proto: bytes, where: object) -> None:
         self.facts = scan(proto, where)
-        self.where = where
+        self.where, self.proto = where, proto
         self._with_prefix = _load(proto, where)
         # A second message in field 3 is merged into the first: add_dummy_prefix = false.
         self._bare = _load(proto + _message(3, _flag(3, False)), where)
@@ -175,7 +176,10 @@ class PieceModel:
             raw: bytes = engine.encode(text, out_type="serialized_proto")
         except RuntimeError as error:
             raise InputError(f"SentencePiece cannot read this text: {error}"[:200]) from None
-        return _pieces(raw, text)
+        pieces = _pieces(raw, text)
+        if not unicodedata.is_normalized("NFKC", text):
+            pieces = _spread(pieces, *engine.normalize(text, with_offsets=True))
+        return pieces
 
     def decode(self, pieces: Sequence[str]) -> str:
         """SentencePiece's own detokeniser."""
@@ -217,6 +221,28 @@ def _pieces(raw: bytes, text: str) -> list[Piece]:
     return [Piece(*piece) for piece in found]
 
 
+def _spread(pieces: list[Piece], normal: str, origins: Sequence[int]) -> list[Piece]:
+    """Ranges where one character of the text became several: a piece that ends inside the
+    expansion of ﬁ comes from all of ﬁ. origins: for each character of `normal`, and for its end,
+    where in the text it came from."""
+    if "".join(piece.piece for piece in pieces) != normal or len(origins) != len(normal) + 1:
+        return pieces  # bytes instead of characters
+    found: list[Piece] = []
+    place = 0
+    for piece in pieces:
+        last = place + len(piece.piece)
+        end = following = origins[last]
+        step = last
+        while following <= origins[last - 1] and step < len(normal):
+            step += 1
+            following = origins[step]
+        if place > 0 or piece.piece != SPACE:  # the dummy prefix comes from nowhere
+            end = max(end, following)
+        found.append(piece._replace(start=min(piece.start, origins[place]), end=end))
+        place = last
+    return found
+
+
 class SentencePieceTokenizer:
     """A SentencePiece model with control tokens around it.
 
@@ -252,7 +278,8 @@ class SentencePieceTokenizer:
         self.cls_id, self.sep_id = (self.token_to_id(roles.get(n, "")) for n in ("cls", "sep"))
         special = {index for index, token in self.added.items() if token.special}
         self.special_ids = frozenset(special | model.controls)
-        markup = {n for n, piece in enumerate(model.pieces) if is_markup(piece)} - model.bytes
+        bare = enumerate(piece.lstrip(SPACE) for piece in model.pieces)
+        markup = {n for n, piece in bare if is_markup(piece)} - model.bytes
         markup |= {index for index, token in self.added.items() if is_markup(token.content)}
         self._forbidden = frozenset((self.special_ids | markup) - {self.unk_id, model.unk_id})
         self._cut = cutter(self.added.values())
