@@ -71,7 +71,10 @@ def place_tokens(
     named = [
         token for name, token in roles.items() if name in settings.roles or token.content in vocab
     ]
-    for token in (*settings.added, *named):
+    # transformers numbers the roles before the tokens that have neither role nor number.
+    loose = [token for token in settings.added if token.id is None]
+    numbered = [token for token in settings.added if token.id is not None]
+    for token in (*numbered, *named, *loose):
         if token.content in placed or not token.content:
             continue
         index = vocab.get(token.content, token.id)
@@ -248,16 +251,17 @@ def _apply_options(spec: Spec, settings: Settings, family: str) -> None:
 def _apply_ends(
     spec: Spec, settings: Settings, roles: Mapping[str, AddedToken], family: str
 ) -> None:
-    """add_bos_token and add_eos_token, where they are given, replace the post-processor."""
-    if family in ("bert", "roberta", "t5"):
-        return  # these have a template of their own
-    if not {"add_bos_token", "add_eos_token"} & settings.options.keys():
+    """add_bos_token and add_eos_token, where a LLaMA's config gives them, replace the template.
+
+    For every other class the template in tokenizer.json has the last word.
+    """
+    if family != "llama" or not {"add_bos_token", "add_eos_token"} & settings.options.keys():
         return
     ids = _all_ids(spec)
     ends: list[tuple[str, int] | None] = []
     for name in ("bos", "eos"):
         # LLaMA's own default is to start with bos; an absent add_bos_token keeps it.
-        wanted = option(settings, f"add_{name}_token", name == "bos" and family == "llama")
+        wanted = option(settings, f"add_{name}_token", name == "bos")
         content = roles[name].content if wanted and name in roles else None
         ends.append((content, ids[content]) if content in ids and content is not None else None)
     post = spec["post_processor"]

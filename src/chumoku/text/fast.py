@@ -169,7 +169,9 @@ class FastTokenizer:
 
     def _read(self, raw: RawEncoding) -> Encoding:
         special = [bool(flag) for flag in raw.special_tokens_mask]
-        tokens = list(raw.tokens)
+        # An added token that swallowed a space is reported with it: take its name instead.
+        names = zip(raw.ids, raw.tokens, strict=True)
+        tokens = [self.added[i].content if i in self.added else token for i, token in names]
         words: list[int | None] = list(raw.word_ids)
         if self._words_by_space:
             words = words_by_space(tokens, raw.sequence_ids, words, set(self.added), raw.ids)
@@ -211,15 +213,34 @@ class FastTokenizer:
         if not bad:
             return encoding
         if len(texts) > 1 or special:
-            raise InputError("The text holds a control token that cannot be spelled as plain text")
+            parts = [self.encode(text, special=False, parse_special=False) for text in texts]
+            return self._framed(parts, special)
         start, end = encoding.offsets[bad[0]]
         if end - start < 2:
             raise InputError(f"{texts[0][start:end]!r} has no plain spelling in this vocabulary")
-        parts = [texts[0][: start + 1], texts[0][start + 1 :]]
-        left = self.encode(parts[0], special=False, parse_special=False)
-        right = self._read(self._run(self._plain_engine(first=False), [parts[1]], False))
-        right = self._without_controls(right, [parts[1]], False)
+        front, back = texts[0][: start + 1], texts[0][start + 1 :]
+        left = self.encode(front, special=False, parse_special=False)
+        right = self._read(self._run(self._plain_engine(first=False), [back], False))
+        right = self._without_controls(right, [back], False)
         return joined(left, right, start + 1)
+
+    def _framed(self, parts: list[Encoding], special: bool) -> Encoding:
+        """The template around texts that are tokenised already."""
+        frame = self._read(self._run(self.engine, ["a"] * len(parts), special))
+        whole = Encoding([], [], [], [], [], [], [])
+        done: set[int] = set()
+        for place, number in enumerate(frame.sequences):
+            if number is not None and number in done:
+                continue
+            source = frame if number is None else parts[number]
+            where = slice(place, place + 1) if number is None else slice(None)
+            for name in ("ids", "tokens", "offsets", "words", "special"):
+                getattr(whole, name).extend(getattr(source, name)[where])
+            count = len(whole.ids) - len(whole.segments)
+            whole.segments.extend([frame.segments[place]] * count)
+            whole.sequences.extend([number] * count)
+            done |= set() if number is None else {number}
+        return whole
 
     # --- decoding
 
