@@ -251,7 +251,11 @@ def _check_ranges(entries: list[Entry], size: int, where: object) -> None:
         needed = STORAGE[entry.dtype][1]
         for length in entry.shape:
             needed *= length
-        if not fits_in_memory(entry.shape) or needed != entry.end - entry.begin:
+        if not fits_in_memory(entry.shape):
+            raise CheckpointError(
+                f"tensor {entry.name[:80]!r} has a shape whose sizes go beyond 64 bits", where=where
+            )
+        if needed != entry.end - entry.begin:
             raise CheckpointError(
                 f"tensor {entry.name[:80]!r} of shape {entry.shape} and dtype {entry.dtype} "
                 f"does not fill its bytes {entry.begin} to {entry.end}",
