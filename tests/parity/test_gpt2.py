@@ -20,7 +20,7 @@ from chumoku.layers.attention import Batch
 from chumoku.layers.ops import ACTIVATIONS
 from chumoku.models import gpt2
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "published_configs.json"
+GOLDEN = Path(__file__).parents[1] / "golden" / "config_keys.json"
 EVERY_ACTIVATION = sorted(set(ACTIVATIONS) & set(transformers.activations.ACT2FN))
 COUNT = [*range(4), *(pytest.param(n, marks=pytest.mark.slow) for n in range(4, 20))]
 LENGTH, PAD = 15, 3
@@ -226,7 +226,7 @@ def test_config_survives_gguf_metadata() -> None:
 
 
 def test_every_published_config_key_is_known() -> None:
-    old = json.loads(GOLDEN.read_text(encoding="utf-8"))["GPT2Config"]
+    old = json.loads(GOLDEN.read_text(encoding="utf-8"))["defaults"]["gpt2"]
     for raw in (old, transformers.GPT2Config().to_dict()):
         assert gpt2.read_config(raw) == gpt2.Config()
         assert gpt2.read_config(raw | {"n_ctx": 1024, "n_inner": 5}).feedforward_width == 5

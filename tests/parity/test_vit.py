@@ -19,7 +19,7 @@ from chumoku.errors import ConfigError, InputError
 from chumoku.layers.ops import ACTIVATIONS
 from chumoku.models import vit
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "published_configs.json"
+GOLDEN = Path(__file__).parents[1] / "golden" / "config_keys.json"
 EVERY_ACTIVATION = sorted(set(ACTIVATIONS) & set(transformers.activations.ACT2FN))
 CASES = [("vit", "image-classification"), ("vit", "encoder")] + [
     ("deit", head) for head in vit.HEADS
@@ -319,7 +319,7 @@ def test_timm_labels() -> None:
 @pytest.mark.parametrize("kind", ["vit", "deit"])
 def test_every_published_config_key_is_known(kind: str) -> None:
     name = f"{vit.PUBLISHED[kind]}Config"
-    old = json.loads(GOLDEN.read_text(encoding="utf-8"))[name]
+    old = json.loads(GOLDEN.read_text(encoding="utf-8"))["defaults"][kind]
     for raw in (old, getattr(transformers, name)().to_dict()):
         assert vit.read_config(raw) == vit.Config(model_type=kind)
         oblong = vit.read_config(raw | {"image_size": [32, 48], "patch_size": [4, 6]})
