@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from chumoku.checkpoints.safetensors import write_safetensors
-from chumoku.quantization.convert import dequantize_model, is_quantized
-from chumoku.text.write import write_tokenizer
 from torch import Tensor, nn
 
 from chumoku.checkpoints import assign
 from chumoku.checkpoints.lazy import LazyTensor
+from chumoku.checkpoints.safetensors import write_safetensors
 from chumoku.errors import CheckpointError, InputError
 from chumoku.loading import FLOATS, Loaded
 from chumoku.models import architecture
 from chumoku.models.names import NameTable
+from chumoku.quantization.convert import dequantize_model, is_quantized
+from chumoku.text.write import write_tokenizer
 
 SHARD_BYTES: Final = 5_000_000_000
 
@@ -43,8 +43,8 @@ def save(loaded: Loaded, folder: str | os.PathLike[str], *, dtype: str = "as-is"
     """Write the hub's layout: config.json, safetensors (shards above 5 GB), tokenizer files.
 
     A checkpoint loaded with dtype="stored" and not changed gives the same keys, tensor bytes and
-    config. dtype: "as-is", or a float type to convert to. Quantised weights are written dequantised.
-    Raises InputError for an unknown dtype, CheckpointError where the folder cannot be written.
+    config. dtype: "as-is", or a float type to convert to. Quantised weights become floats.
+    Raises InputError for an unknown dtype, CheckpointError where nothing can be written.
     """
     if dtype not in ("as-is", *FLOATS):
         raise InputError(f"dtype {dtype!r} is not known", advice=f"as-is, {', '.join(FLOATS)}")

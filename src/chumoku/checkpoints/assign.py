@@ -50,7 +50,12 @@ class Matched:
 
 
 def match(tensors: Mapping[str, LazyTensor], table: NameTable) -> Matched:
-    """Sort the published tensors of a file by a name table."""
+    """Sort the published tensors of a file by a name table.
+
+    Where a file holds one of ours under two names, the rule later in the table wins: it is the one
+    that the published class computes with (BERT's decoder.bias).
+    """
+    rank = {rule: place for place, rule in enumerate((*table.rules, *table.heads))}
     pieces: dict[str, Piece] = {}
     unknown: list[str] = []
     ignored: list[str] = []
@@ -62,7 +67,9 @@ def match(tensors: Mapping[str, LazyTensor], table: NameTable) -> Matched:
             unknown.append(name)
         else:
             for part, ours in enumerate(found.ours):
-                pieces.setdefault(ours, Piece(tensor, found.rule, part))
+                held = pieces.get(ours)
+                if held is None or rank[found.rule] > rank[held.rule]:
+                    pieces[ours] = Piece(tensor, found.rule, part)
     return Matched(pieces, tuple(unknown), tuple(ignored))
 
 

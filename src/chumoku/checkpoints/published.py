@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chumoku.checkpoints import assign
 from chumoku.checkpoints.folder import read_folder_tensors
 from chumoku.checkpoints.gguf import GGUFFile, read_gguf
-from chumoku.checkpoints.meta_llama import read_meta_folder
-
-from chumoku.checkpoints import assign
 from chumoku.checkpoints.lazy import LazyTensor
+from chumoku.checkpoints.meta_llama import read_meta_folder
 from chumoku.checkpoints.sentence import Sentence, read_sentence
 from chumoku.errors import CheckpointError, ConfigError
 from chumoku.models import MODEL_TYPES, architecture
