@@ -205,7 +205,9 @@ def _sudachi(options: Mapping[str, Any]) -> Callable[[str], list[str]]:
             resource_dir=_text_option(options, "sudachi_resource_dir", None),
             dict=kind,
         )
-        tokenizer = dictionary.create(getattr(sudachipy.SplitMode, mode))
+        # SudachiPy 0.7 calls it tokenizer, 0.6 create.
+        make = getattr(dictionary, "tokenizer", None) or dictionary.create
+        tokenizer = make(mode=getattr(sudachipy.SplitMode, mode))
     except Exception as error:
         raise ConfigError(f"Sudachi does not start: {error}"[:200]) from error
 
