@@ -159,6 +159,8 @@ def _copy_side_files(loaded: Loaded, target: Path) -> None:
             write_tokenizer(loaded.tokenizer, target)
         if loaded.generation:
             write_json(target / "generation_config.json", dict(loaded.generation))
+        if loaded.images is not None:
+            write_json(target / "preprocessor_config.json", loaded.images.to_config())
         return
     if published.root == target:
         return

@@ -32,7 +32,6 @@ HEADS: Final = {
     "next-sentence": "next-sentence",
     "multiple-choice": "multiple-choice",
     "rerank": "classification",
-    "classify-image": "image-classification",
 }
 """The head that a verb needs; verbs that are not here take the head the file was published for."""
 

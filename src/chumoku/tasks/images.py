@@ -32,6 +32,11 @@ def classify_image(
     if top_k < 1:
         raise InputError(f"top_k must be at least 1, it is {top_k}")
     loaded = common.ready(model, "classify-image")
+    if loaded.head not in ("image-classification", "distilled-classification"):
+        raise InputError(
+            f"a model with head {loaded.head!r} does not label images",
+            where=loaded.source.origin,
+        )
     answers: list[list[Label]] = []
     for start in range(0, len(items), batch_size):
         answers += _batch(loaded, items[start : start + batch_size], top_k)

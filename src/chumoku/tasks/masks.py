@@ -14,7 +14,11 @@ from chumoku.text.encoding import Encoding, Tokenizer
 
 
 class Fill(TypedDict):
-    """score: probability; token: id; sequence: the text with the gap filled."""
+    """score: probability; token: id; sequence: the text with the gap filled.
+
+    As in transformers, the sequence has no special tokens where one gap was there, and all of them
+    (so that the other gaps are seen) where there were several.
+    """
 
     score: float
     token: int
@@ -31,7 +35,7 @@ def fill_mask(
     model: common.ModelLike = None,
     *,
     top_k: int = 5,
-    targets: Sequence[str] | None = None,
+    targets: str | Sequence[str] | None = None,
     truncate: bool = False,
     batch_size: int = 16,
     lang: str | None = None,
@@ -54,7 +58,7 @@ def fill_mask(
         if tokenizer.mask_id not in encoding.ids:
             mask = tokenizer.id_to_token(tokenizer.mask_id)
             raise InputError(f"no {mask} in {item!r}", advice=f"write {mask} where the gap is")
-    chosen = None if targets is None else [_target_id(tokenizer, t) for t in targets]
+    chosen = None if targets is None else _target_ids(tokenizer, targets)
     answers: list[Fills | None] = [None] * len(items)
     for indices in common.by_length(encodings, batch_size):
         batch = [encodings[i] for i in indices]
@@ -63,6 +67,14 @@ def fill_mask(
             answers[index] = _fills(tokenizer, batch[row], logits_BTV[row], top_k, chosen)
     found = cast(list[Fills], answers)
     return found[0] if single else found
+
+
+def _target_ids(tokenizer: Tokenizer, targets: str | Sequence[str]) -> list[int]:
+    """Each target's id, once."""
+    names = [targets] if isinstance(targets, str) else list(targets)
+    if not names:
+        raise InputError("targets is empty", advice="name one at least, or leave it out")
+    return list(dict.fromkeys(_target_id(tokenizer, name) for name in names))
 
 
 def _target_id(tokenizer: Tokenizer, target: str) -> int:
@@ -93,17 +105,20 @@ def _fills(
             scores, order = probabilities_V[list(chosen)].sort(descending=True)
             ids = torch.tensor(chosen, device=order.device)[order][:top_k]
         pairs = zip(scores.tolist(), ids.tolist(), strict=False)
-        lists.append([_fill(tokenizer, encoding, gap, s, index) for s, index in pairs])
+        clean = len(gaps) == 1
+        lists.append([_fill(tokenizer, encoding, gap, s, index, clean) for s, index in pairs])
     return lists[0] if len(lists) == 1 else lists
 
 
-def _fill(tokenizer: Tokenizer, encoding: Encoding, gap: int, score: float, index: int) -> Fill:
+def _fill(
+    tokenizer: Tokenizer, encoding: Encoding, gap: int, score: float, index: int, clean: bool
+) -> Fill:
     ids = list(encoding.ids)
     ids[gap] = index
-    kept = [i for i, special in zip(ids, encoding.special, strict=True) if not special]
+    kept = [i for i in ids if i != tokenizer.pad_id]
     return {
         "score": score,
         "token": index,
         "token_str": tokenizer.decode([index]),
-        "sequence": tokenizer.decode(kept),
+        "sequence": tokenizer.decode(kept, skip_special=clean),
     }
