@@ -47,9 +47,9 @@ def classify(
     seconds = _pairs(pair, len(items))
     loaded = common.ready(model, "classify", items[0], lang)
     logits_BC = class_logits(loaded, items, seconds, truncate, batch_size)
-    scores_BC = _scores(logits_BC, loaded, function)
+    scores_BC = class_scores(logits_BC, loaded, function)
     names = loaded.config.labels
-    answers = [_ranked(names, row, top_k) for row in scores_BC]
+    answers = [ranked(names, row, top_k) for row in scores_BC]
     return answers[0] if single else answers
 
 
@@ -71,11 +71,9 @@ def zero_shot(
     items, single = common.many(text)
     if not labels or any(not label.strip() for label in labels):
         raise InputError("zero-shot needs at least one label, and none may be empty")
-    if template.format(labels[0]) == template:
-        raise InputError("the template has no {} for the label")
+    hypotheses = [_hypothesis(template, label) for label in labels]
     loaded = common.ready(model, "zero-shot", items[0], lang)
     entailment = _entailment(loaded)
-    hypotheses = [template.format(label) for label in labels]
     firsts = [item for item in items for _ in labels]
     logits = class_logits(loaded, firsts, hypotheses * len(items), True, batch_size)
     logits = logits.view(len(items), len(labels), -1)
@@ -86,9 +84,10 @@ def zero_shot(
         scores = logits[..., entailment].softmax(-1)
     answers: list[ZeroShot] = []
     for item, row in zip(items, scores, strict=True):
-        ranked = _ranked(labels, row, None)
-        values = [r["score"] for r in ranked]
-        answers.append({"sequence": item, "labels": [r["label"] for r in ranked], "scores": values})
+        order = ranked(labels, row, None)
+        values = [one["score"] for one in order]
+        names = [one["label"] for one in order]
+        answers.append({"sequence": item, "labels": names, "scores": values})
     return answers[0] if single else answers
 
 
@@ -122,7 +121,8 @@ def _pairs(pair: str | Sequence[str] | None, count: int) -> list[str | None]:
     return list(seconds)
 
 
-def _scores(logits_BC: Tensor, loaded: Loaded, function: str) -> Tensor:
+def class_scores(logits_BC: Tensor, loaded: Loaded, function: str) -> Tensor:
+    """Logits as scores, [B, C]; see classify() for `function`. Raises InputError."""
     if function not in FUNCTIONS:
         raise InputError(f"unknown function {function!r}", advice=f"one of {', '.join(FUNCTIONS)}")
     if function == "auto":
@@ -138,11 +138,22 @@ def _scores(logits_BC: Tensor, loaded: Loaded, function: str) -> Tensor:
     return logits_BC.sigmoid() if function == "sigmoid" else logits_BC
 
 
-def _ranked(names: Sequence[str], scores_C: Tensor, top_k: int | None) -> list[Label]:
+def ranked(names: Sequence[str], scores_C: Tensor, top_k: int | None) -> list[Label]:
+    """The `top_k` best names with their scores, best first; None: all."""
     if top_k is not None and top_k < 1:
         raise InputError(f"top_k must be at least 1, it is {top_k}")
     order = scores_C.argsort(descending=True, stable=True).tolist()[:top_k]
     return [{"label": names[i], "score": float(scores_C[i])} for i in order]
+
+
+def _hypothesis(template: str, label: str) -> str:
+    try:
+        filled = template.format(label)
+    except (IndexError, KeyError, ValueError, AttributeError) as error:
+        raise InputError(f"the template {template!r} is not understood: {error}") from error
+    if filled == template:
+        raise InputError("the template has no {} for the label")
+    return filled
 
 
 def _entailment(loaded: Loaded) -> int:

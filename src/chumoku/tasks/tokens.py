@@ -20,9 +20,13 @@ AGGREGATIONS: Final = ("none", "simple", "first", "average", "max")
 
 @dataclass(frozen=True)
 class _Piece:
-    """A token, or after aggregation a word: its ids, place in the text, and class scores."""
+    """A token, or after aggregation a word: its ids, place in the text, and class scores.
+
+    unknown: what stands in the text for each id that is the unknown token.
+    """
 
     ids: tuple[int, ...]
+    unknown: tuple[str, ...]
     index: int
     start: int
     end: int
@@ -61,8 +65,9 @@ def ner(
     encodings = [tokenizer.encode(item) for item in items]
     scores = token_scores(loaded, encodings, stride, batch_size)
     answers = []
-    for encoding, scores_TC in zip(encodings, scores, strict=True):
-        entities = _entities(encoding, scores_TC, loaded.config.labels, aggregation, tokenizer)
+    for item, encoding, scores_TC in zip(items, encodings, scores, strict=True):
+        pieces = _pieces(item, encoding, scores_TC, tokenizer)
+        entities = _entities(encoding, pieces, loaded.config.labels, aggregation, tokenizer)
         key = "entity" if aggregation == "none" else "entity_group"
         answers.append([e for e in entities if e[key] not in ignore])
     return answers[0] if single else answers
@@ -90,18 +95,24 @@ def token_scores(
     return scores
 
 
+def _pieces(text: str, encoding: Encoding, scores_TC: Tensor, tokenizer: Tokenizer) -> list[_Piece]:
+    """The tokens of the text itself."""
+    pieces = []
+    for i, index in enumerate(encoding.ids):
+        if not encoding.special[i]:
+            start, end = encoding.offsets[i]
+            unknown = (text[start:end],) if index == tokenizer.unk_id else ()
+            pieces.append(_Piece((index,), unknown, i, start, end, scores_TC[i]))
+    return pieces
+
+
 def _entities(
     encoding: Encoding,
-    scores_TC: Tensor,
+    pieces: list[_Piece],
     labels: Sequence[str],
     aggregation: str,
     tokenizer: Tokenizer,
 ) -> list[dict[str, Any]]:
-    pieces = [
-        _Piece((encoding.ids[i],), i, *encoding.offsets[i], scores_TC[i])
-        for i in range(len(encoding))
-        if not encoding.special[i]
-    ]
     if aggregation == "none":
         return [_token_entity(piece, labels, tokenizer) for piece in pieces]
     if aggregation != "simple":
@@ -128,7 +139,7 @@ def _token_entity(piece: _Piece, labels: Sequence[str], tokenizer: Tokenizer) ->
         "entity": label,
         "score": score,
         "index": piece.index,
-        "word": tokenizer.id_to_token(piece.ids[0]),
+        "word": piece.unknown[0] if piece.unknown else tokenizer.id_to_token(piece.ids[0]),
         "start": piece.start,
         "end": piece.end,
     }
@@ -141,10 +152,22 @@ def _group_entity(
     return {
         "entity_group": _kind(group[0].best(labels)[0]),
         "score": sum(scores) / len(scores),
-        "word": tokenizer.decode([i for piece in group for i in piece.ids]).strip(),
+        "word": _spelled(group, tokenizer),
         "start": group[0].start,
         "end": group[-1].end,
     }
+
+
+def _spelled(group: Sequence[_Piece], tokenizer: Tokenizer) -> str:
+    """The pieces as text; where the model knows no token, as the text has it."""
+    decoded = tokenizer.decode([i for piece in group for i in piece.ids])
+    unknown = [part for piece in group for part in piece.unknown]
+    if not unknown or tokenizer.unk_id is None:
+        return decoded
+    known = decoded.split(tokenizer.id_to_token(tokenizer.unk_id))
+    if len(known) != len(unknown) + 1:
+        return decoded
+    return known[0] + "".join(a + b for a, b in zip(unknown, known[1:], strict=True))
 
 
 def _words(encoding: Encoding, pieces: Sequence[_Piece], aggregation: str) -> list[_Piece]:
@@ -169,4 +192,5 @@ def _word(tokens: Sequence[_Piece], aggregation: str) -> _Piece:
     else:
         scores_C = torch.stack([t.scores_C for t in tokens]).mean(0)
     ids = tuple(i for t in tokens for i in t.ids)
-    return _Piece(ids, tokens[0].index, tokens[0].start, tokens[-1].end, scores_C)
+    unknown = tuple(part for t in tokens for part in t.unknown)
+    return _Piece(ids, unknown, tokens[0].index, tokens[0].start, tokens[-1].end, scores_C)
