@@ -414,7 +414,10 @@ def test_a_hundred_megabytes_are_ready_in_a_second(tmp_path: Path) -> None:
     tokens = [f"token{n}" for n in range(49152)]
     strings = u32(8) + u64(len(tokens)) + b"".join(map(text, tokens))
     scores = u32(6) + u64(len(tokens)) + np.full(len(tokens), 0.5, "<f4").tobytes()
-    keys = tuple(text(key) + u32(9) + body for key, body in zip("tms", (strings, strings, scores)))
+    keys = tuple(
+        text(key) + u32(9) + body
+        for key, body in zip("tms", (strings, strings, scores), strict=True)
+    )
     infos = tuple(info(f"blk.{n}.w", (1000, 100), 0, n * 400_000) for n in range(250))
     path = tmp_path / "big.gguf"
     with path.open("wb") as stream:

@@ -72,7 +72,7 @@ def inside(folder: Path, name: str) -> Path:
         root = folder.resolve(strict=True)
     except FileNotFoundError:
         raise CheckpointError(f"the file {name!r} does not exist", where=folder) from None
-    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links; no Unicode
         raise CheckpointError(f"the file {name!r} cannot be reached", where=folder) from error
     if not any(real.is_relative_to(place) for place in (root, _blobs(root)) if place is not None):
         raise CheckpointError(

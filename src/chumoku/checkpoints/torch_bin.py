@@ -19,12 +19,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from chumoku.checkpoints.files import require_space
 from chumoku.checkpoints.lazy import LazyTensor
 from chumoku.checkpoints.ranges import stable_file
 from chumoku.checkpoints.safetensors import read_safetensors
 from chumoku.checkpoints.torch_worker import BYTES_PER_SECOND
-from chumoku.errors import CheckpointError, ChumokuError
+from chumoku.errors import CheckpointError, ChumokuError, ResourceError
 
 WORKER: Final = Path(__file__).with_name("torch_worker.py")
 START_SECONDS: Final = 120
@@ -48,8 +47,7 @@ def read_torch_files(paths: Sequence[Path]) -> list[dict[str, LazyTensor]]:
     names = ", ".join(file.path.name for file in files[:3])
     more = f" and {len(files) - 3} more" if len(files) > 3 else ""
     log.info("%s%s: pickle, read in a limited child process", names, more)
-    folder = _Folder()
-    require_space(Path(folder.path), total, "the tensors of a PyTorch file")
+    folder = _private_folder(total)
     targets = [os.path.join(folder.path, f"{n}.safetensors") for n in range(len(files))]
     job = {
         "files": [(str(file.path), target) for file, target in zip(files, targets, strict=True)],
@@ -73,8 +71,27 @@ class _Folder:
     """A private temporary folder that goes when nothing refers to this object, or at exit."""
 
     def __init__(self) -> None:
-        self.path = tempfile.mkdtemp(prefix="chumoku-torch-")
+        self.path = tempfile.mkdtemp(prefix="chumoku-torch-")  # mode 0700
         weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
+def _private_folder(needed: int) -> _Folder:
+    """A folder with so much room. Raises ResourceError."""
+    try:
+        place = tempfile.gettempdir()
+        free = shutil.disk_usage(place).free
+        if free >= needed:
+            return _Folder()
+    except OSError as error:
+        raise ResourceError(f"no temporary folder: {error.strerror}", advice=_SPACE) from error
+    raise ResourceError(
+        f"a PyTorch file needs {needed} bytes of temporary space, {free} are free",
+        where=place,
+        advice=_SPACE,
+    )
+
+
+_SPACE: Final = "set TMPDIR to a folder on a disk with room, or use a safetensors file"
 
 
 @dataclass(frozen=True)
