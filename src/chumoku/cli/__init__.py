@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import locale
 import os
 import sys
@@ -76,10 +77,21 @@ def build() -> App:
         version=__version__,
         help='The Transformer in one readable, fast and honest Python system (注目, "attention").',
         help_format="plaintext",
+        result_action="return_value",
     )
     for name, (place, line) in COMMANDS.items():
         app.command(f"chumoku.cli.{place}", name=name, help=line)
     return app
+
+
+def expand(words: Sequence[str]) -> list[str]:
+    """The command line with transformers' name of a task replaced by our verb."""
+    from chumoku.tasks.names import verb_of
+
+    verb, options = verb_of(words[0])
+    if verb not in COMMANDS:
+        return list(words)
+    return [verb, *words[1:], *(f"--{name}={value}" for name, value in options.items())]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,27 +101,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         first, *rest, last = EXAMPLES[language()]
         print("\n".join((first, "", *(f"  {line}" for line in rest), "", last)))
         return 0
+    from cyclopts import CycloptsError
+
     from chumoku.errors import ChumokuError
 
     try:
-        return int(build()(words, exit_on_error=False, print_error=True) or 0)
+        build()(expand(words), exit_on_error=False, print_error=True)
+        sys.stdout.flush()
+    except CycloptsError:  # told by the parser
+        return 2
     except ChumokuError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output has gone, e.g. `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except Exception as error:
-        from cyclopts import CycloptsError
-
-        if isinstance(error, CycloptsError):
-            return 2
-        raise
+    return 0
 
 
 def entry() -> None:
     """The console script."""
-    sys.exit(main())
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal of an old encoding must not stop us
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        sys.exit(main())
+    except BrokenPipeError:  # the reader of our output has gone, e.g. `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

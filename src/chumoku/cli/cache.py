@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from cyclopts import App
 
-from cyclopts import App, Parameter
-
-from chumoku.cli.common import print_json, print_table
+from chumoku.cli.common import Flag, print_json, print_table
 from chumoku.errors import InputError
 
 app = App(name="cache", help="What lies on this machine, where, and how large.")
 
 
 @app.default
-def show(*, json: Annotated[bool, Parameter(negative="")] = False) -> None:
+def show(*, json: Flag = False) -> None:
     """List the models and data sets in the caches, their places and sizes."""
     from chumoku.checkpoints.cache import caches, disk_use, list_cached
 
@@ -31,8 +29,8 @@ def show(*, json: Annotated[bool, Parameter(negative="")] = False) -> None:
             )
         return
     if items:
-        rows = [(i.kind, i.source, round(i.size_bytes / 1e6, 1), i.path) for i in items]
-        print_table(("kind", "source", "MB", "where"), rows)
+        rows = [(i.kind, i.source, f"{i.size_bytes / 1e6:.1f}", i.path) for i in items]
+        print_table(("kind", "source", "MB", "where"), rows, fold=False)
         print(
             f"\n{disk_use(items) / 1e6:.1f} MB in all; remove one with: chumoku cache remove SOURCE"
         )
@@ -49,6 +47,7 @@ def show(*, json: Annotated[bool, Parameter(negative="")] = False) -> None:
                 ("packages", where.packages),
             )
         ],
+        fold=False,
     )
 
 
@@ -56,9 +55,8 @@ def show(*, json: Annotated[bool, Parameter(negative="")] = False) -> None:
 def remove(source: str) -> None:
     """Delete a model or data set from the cache.
 
-    Parameters
-    ----------
-    source: as `chumoku cache` lists it.
+    Args:
+        source: as `chumoku cache` lists it.
     """
     from chumoku.checkpoints.cache import list_cached
     from chumoku.checkpoints.cache import remove as remove_item

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from chumoku.cli.common import DEFAULT, Options, open_model, print_json
+from chumoku.cli.common import DEFAULT, Options, open_model, print_json, read_text, say
 from chumoku.cli.generate import PLAIN, Sampling, arguments, as_json, interruptible
 from chumoku.errors import ChumokuError, InputError
-from chumoku.generation.results import Generated
-from chumoku.generation.settings import Settings
-from chumoku.loading import Loaded
-from chumoku.tasks import generation
+
+if TYPE_CHECKING:
+    from chumoku.generation.results import Generated
+    from chumoku.generation.settings import Settings
+    from chumoku.loading import Loaded
 
 HELP = """\
 /system TEXT  set the system message and start anew
@@ -28,26 +29,30 @@ Ctrl-C stops only the answer."""
 
 def run(
     *message: str,
+    file: Path | None = None,
     system: str | None = None,
     sampling: Sampling = PLAIN,
     options: Options = DEFAULT,
 ) -> None:
     """Talk with a model. With a message, one answer; without, a conversation.
 
-    Parameters
-    ----------
-    message: what to say (several words need no quotes).
-    system: the system message.
+    Args:
+        message: what to say (several words need no quotes); piped text is a message too.
+        file: the message as a file; - is stdin.
+        system: the system message.
     """
-    first = " ".join(message)
-    if not first and not sys.stdin.isatty():
-        first = sys.stdin.read()
-        if not first.strip():
+    from chumoku.tasks import generation
+
+    first = " ".join(message) if message else None
+    talking = first is None and file is None and sys.stdin.isatty()
+    if not talking:
+        first = read_text(first, file).strip()
+        if not first:
             raise InputError("the message is empty")
-    loaded = open_model(options, "chat", first)
+    loaded = open_model(options, "chat", first or "")
     settings = generation.effective(loaded, arguments(sampling, options))
     talk = _opening(system)
-    if not first:
+    if talking or first is None:
         _converse(loaded, settings, talk)
         return
     talk.append({"role": "user", "content": first})
@@ -64,12 +69,13 @@ def answer_aloud(
     loaded: Loaded, settings: Settings, talk: Sequence[dict[str, str]], *, quiet: bool = False
 ) -> Generated:
     """Stream the answer to stdout; Ctrl-C ends it with what was said so far."""
+    from chumoku.tasks import generation
+
     result: Generated | None = None
     with interruptible() as should_stop:
         for piece in generation.stream_chat(talk, loaded, settings, should_stop):
             if not quiet:
-                sys.stdout.write(piece.text)
-                sys.stdout.flush()
+                say(piece.text)
             result = piece.result or result
     if not quiet:
         print()
@@ -79,14 +85,18 @@ def answer_aloud(
 
 
 def _converse(loaded: Loaded, settings: Settings, talk: list[dict[str, str]]) -> None:
-    console = Console(highlight=False)
-    console.print(f"[bold]{loaded.source.origin}[/bold]  /help lists the commands")
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  line editing and history for input()
+    print(f"{loaded.source.origin}  (/help lists the commands)")
     while True:
         try:
             line = input("> ").strip()
-        except (EOFError, KeyboardInterrupt):
+        except EOFError:
             print()
             return
+        except KeyboardInterrupt:
+            print("\n/quit or Ctrl-D leaves.")
+            continue
         if not line:
             continue
         if line.startswith("/"):
@@ -96,9 +106,9 @@ def _converse(loaded: Loaded, settings: Settings, talk: list[dict[str, str]]) ->
         talk.append({"role": "user", "content": line})
         try:
             answer = answer_aloud(loaded, settings, talk)
-        except ChumokuError as error:
+        except (ChumokuError, KeyboardInterrupt) as error:
             talk.pop()  # the question that could not be answered is not part of the talk
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {error}" if str(error) else "stopped", file=sys.stderr)
             continue
         talk.append({"role": "assistant", "content": answer.text or ""})
 
@@ -106,18 +116,22 @@ def _converse(loaded: Loaded, settings: Settings, talk: list[dict[str, str]]) ->
 def _command(line: str, talk: list[dict[str, str]]) -> bool:
     """Run a /command on the conversation; False ends it."""
     word, _, rest = line.partition(" ")
+    rest = rest.strip()
     if word in ("/quit", "/exit", "/bye"):
         return False
     if word == "/reset":
         talk[:] = [m for m in talk if m["role"] == "system"]
         print("The conversation is forgotten.")
     elif word == "/system":
-        talk[:] = _opening(rest.strip() or None)
-        print("The system message is set; the conversation starts anew.")
+        talk[:] = _opening(rest or None)
+        done = "set" if rest else "taken away"
+        print(f"The system message is {done}; the conversation starts anew.")
     elif word == "/save":
-        _save(Path(rest.strip() or "conversation.json"), talk)
-    else:
+        _save(Path(rest or "conversation.json").expanduser(), talk)
+    elif word == "/help":
         print(HELP)
+    else:
+        print(f"There is no command {word}.\n{HELP}")
     return True
 
 

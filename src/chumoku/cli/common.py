@@ -6,38 +6,46 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from chumoku.errors import InputError
-from chumoku.loading import Loaded
 
-PROGRESS_AFTER_SECONDS = 2.0
+if TYPE_CHECKING:
+    from chumoku.loading import Loaded
+
+PROGRESS_AFTER_SECONDS: Final = 2.0
+PIPE_WIDTH: Final = 10_000
+"""Columns for a table that is not shown on a terminal: no line of it is ever folded."""
+
+Flag = Annotated[bool, Parameter(negative="", show_default=False)]
+"""An option that is there or not."""
+Many = Annotated[list[str] | None, Parameter(negative="")]
+"""An option that may be repeated."""
 
 
-@Parameter(name="*")
+@Parameter(name="*", group=Group("Options of every command", sort_key=2))
 @dataclass(frozen=True)
 class Options:
     """Options of every command that runs a model.
 
-    Parameters
-    ----------
-    model: source of the model: a name, hf:ORG/NAME@REVISION, pypi:NAME==VERSION, a folder, a file.
-    lang: language for the default model, en or ja; by the text's script where absent.
-    device: auto (cuda, then mps, then cpu), cpu, cuda, cuda:1, mps.
-    dtype: auto, stored, float32, bfloat16, float16, float64.
-    batch_size: texts that go through the model together.
-    threads: CPU threads; by default PyTorch's choice.
-    seed: seed of everything that is drawn.
-    revision: branch, tag or commit on the hub.
-    offline: use only what lies on this machine.
-    json: print JSON, one object a line.
+    Args:
+        model: a name, hf:ORG/NAME@REVISION, pypi:NAME==VERSION, a folder or a file.
+        lang: language for the default model, en or ja; by the text's script where absent.
+        device: auto (cuda, then mps, then cpu), cpu, cuda, cuda:1, mps.
+        dtype: auto, stored, float32, bfloat16, float16, float64.
+        batch_size: texts that go through the model together.
+        threads: CPU threads; by default PyTorch's choice.
+        seed: seed of everything that is drawn.
+        revision: branch, tag or commit on the hub.
+        offline: use only what lies on this machine.
+        json: print JSON, one object a line.
     """
 
     model: str | None = None
@@ -48,24 +56,28 @@ class Options:
     threads: int | None = None
     seed: int | None = None
     revision: str | None = None
-    offline: Annotated[bool, Parameter(negative="")] = False
-    json: Annotated[bool, Parameter(negative="")] = False
+    offline: Flag = False
+    json: Flag = False
 
 
 DEFAULT = Options()
 
 
-def open_model(options: Options, verb: str, text: str = "", head: str | None = None) -> Loaded:
-    """The model of these options, or the verb's default for the text's language."""
+def open_model(options: Options, verb: str, text: str = "", *, published: bool = False) -> Loaded:
+    """The model of these options, or the verb's default for the text's language.
+
+    published: take the head that the file was published for, not the one that the verb needs.
+    """
     import torch
 
     from chumoku.checkpoints.defaults import default_model, detect_language
     from chumoku.loading import load
     from chumoku.tasks.common import HEADS
 
+    for name, value in (("threads", options.threads), ("batch-size", options.batch_size)):
+        if value is not None and value < 1:
+            raise InputError(f"--{name} must be at least 1, it is {value}")
     if options.threads is not None:
-        if options.threads < 1:
-            raise InputError(f"--threads must be at least 1, it is {options.threads}")
         torch.set_num_threads(options.threads)
     if options.seed is not None:
         torch.manual_seed(options.seed)
@@ -74,7 +86,7 @@ def open_model(options: Options, verb: str, text: str = "", head: str | None = N
         source = default_model(verb, options.lang or detect_language(text)).source
     loaded = load(
         source,
-        head=head or HEADS.get(verb),
+        head=None if published else HEADS.get(verb),
         dtype=options.dtype,
         device=options.device,
         revision=options.revision,
@@ -87,111 +99,178 @@ def open_model(options: Options, verb: str, text: str = "", head: str | None = N
 
 
 def download_progress() -> Callable[[str, int, int], None]:
-    """Says once on stderr what is being fetched, and how far it is."""
+    """Says on stderr what is being fetched; on a terminal also how far it is."""
     shown: dict[str, float] = {}
 
     def report(name: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if now - shown.get(name, 0.0) < 0.5 and done != total:
+        whole = bool(total) and done >= total
+        if not sys.stderr.isatty():
+            if name not in shown and not whole:
+                print(f"fetching {name} ({_megabytes(total)})", file=sys.stderr)
+            shown[name] = now
+            return
+        if now - shown.get(name, 0.0) < 0.25 and not whole:
             return
         shown[name] = now
-        if sys.stderr.isatty():
-            share = f"{done / total:4.0%}" if total else f"{done >> 20} MiB"
-            print(f"\rfetching {name} {share}", end="\n" if done == total else "", file=sys.stderr)
+        share = f"{done / total:4.0%} of {_megabytes(total)}" if total else _megabytes(done)
+        print(f"\r\x1b[Kfetching {name} {share}", end="\n" if whole else "", file=sys.stderr)
+        sys.stderr.flush()
 
     return report
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count else "size unknown"
 
 
 # ---- input ----
 
 
 def read_items(
-    texts: Sequence[str], file: Path | None, fields: Sequence[str] = ("text",)
+    texts: Sequence[str],
+    file: Path | None,
+    fields: Sequence[str] = ("text",),
+    optional: Sequence[str] = (),
 ) -> list[dict[str, str]]:
     """Items from arguments, a file or stdin: a line each, or a JSON object each.
 
-    fields: names that an item has; a plain line fills the first. Raises InputError.
+    fields: names that an item has; a plain line fills the first, which must then be the only one.
+    optional: names that a JSON object may have too. Raises InputError.
     """
     if texts:
         if file is not None:
             raise InputError("give texts or --file, not both")
         return [{fields[0]: text} for text in texts]
-    if file is not None and str(file) != "-":
-        try:
-            raw = file.read_bytes()
-        except OSError as error:
-            raise InputError(f"cannot read the file: {error.strerror}", where=file) from error
-    elif sys.stdin is None or (sys.stdin.isatty() and file is None):
-        raise InputError("there is no text", advice="give it as an argument, with --file, or piped")
-    else:
-        raw = sys.stdin.buffer.read()
-    where = "stdin" if file is None else str(file)
-    try:
-        lines = raw.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"the input is not UTF-8: {error.reason}", where=where) from error
-    items = [
-        _item(line, fields, f"{where}:{number}")
-        for number, line in enumerate(lines, 1)
-        if line.strip()
-    ]
-    if not items:
-        raise InputError("the input is empty", where=where)
+    items = []
+    for where, line in _lines(file):
+        value = _object(line)
+        if value is None and len(fields) > 1:
+            wanted = ", ".join(f'"{name}"' for name in fields)
+            raise InputError(f"the line is not a JSON object with {wanted}", where=where)
+        value = {fields[0]: line} if value is None else value
+        present = [*fields, *(name for name in optional if name in value)]
+        wrong = [name for name in present if not isinstance(value.get(name), str)]
+        if wrong:
+            raise InputError(f"the JSON object has no text in {', '.join(wrong)}", where=where)
+        items.append({name: value[name] for name in present})
     return items
 
 
-def _item(line: str, fields: Sequence[str], where: str) -> dict[str, str]:
-    if not line.lstrip().startswith("{"):
-        return {fields[0]: line}
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return {fields[0]: line}  # a text that happens to begin with a brace
-    missing = [name for name in fields if not isinstance(value.get(name), str)]
-    if missing:
-        raise InputError(f"the JSON object lacks {', '.join(missing)}", where=where)
-    return {name: value[name] for name in fields}
+def read_texts(texts: Sequence[str], file: Path | None) -> list[str]:
+    """read_items() where an item is a text alone."""
+    return [item["text"] for item in read_items(texts, file)]
+
+
+def read_choices(file: Path | None) -> list[tuple[str, list[str]]]:
+    """(prompt, choices) from JSON objects {"prompt": …, "choices": […]}, a line each."""
+    items = []
+    for where, line in _lines(file):
+        value = _object(line) or {}
+        prompt, choices = value.get("prompt"), value.get("choices")
+        if not isinstance(prompt, str) or not isinstance(choices, list):
+            raise InputError('the line is no JSON object with "prompt" and "choices"', where=where)
+        if not all(isinstance(choice, str) for choice in choices):
+            raise InputError("a choice is not a text", where=where)
+        items.append((prompt, choices))
+    return items
 
 
 def read_text(text: str | None, file: Path | None) -> str:
     """One text: an argument, the whole of a file, or the whole of stdin."""
     if text is not None:
+        if file is not None:
+            raise InputError("give the text or --file, not both")
         return text
-    if file is not None and str(file) != "-":
+    return _decoded(file)
+
+
+def _lines(file: Path | None) -> list[tuple[str, str]]:
+    """(place, line) of every line that is not blank. Raises InputError where there is none."""
+    where = "stdin" if file is None or str(file) == "-" else str(file)
+    lines = _decoded(file).split("\n")
+    found = [(f"{where}:{n}", line.rstrip("\r")) for n, line in enumerate(lines, 1) if line.strip()]
+    if not found:
+        raise InputError("the input is empty", where=where)
+    return found
+
+
+def _decoded(file: Path | None) -> str:
+    where = "stdin" if file is None or str(file) == "-" else str(file)
+    if where != "stdin":
         try:
-            return file.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read the file: {error}", where=file) from error
-    if sys.stdin is None or (sys.stdin.isatty() and file is None):
+            raw = Path(where).read_bytes()
+        except OSError as error:
+            raise InputError(f"cannot read the file: {error.strerror}", where=where) from error
+    elif sys.stdin is None or (sys.stdin.isatty() and file is None):
         raise InputError("there is no text", advice="give it as an argument, with --file, or piped")
-    return sys.stdin.read()
+    else:
+        raw = sys.stdin.buffer.read()
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        place = f"{where}: byte {error.start}"
+        raise InputError(f"the input is not UTF-8: {error.reason}", where=place) from error
+
+
+def _object(line: str) -> dict[str, Any] | None:
+    """The JSON object of a line; None for a text, even for one that begins with a brace."""
+    if not line.lstrip().startswith("{"):
+        return None
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 # ---- output ----
 
 
-def in_batches(
-    items: Sequence[Any], size: int, run: Callable[[Sequence[Any]], Iterable[Any]]
-) -> Iterator[tuple[Any, Any]]:
-    """(item, answer) pairs, a batch at a time; a progress bar on a terminal if it takes long."""
-    size = max(size, 1)
+@contextmanager
+def progress_bar() -> Iterator[Callable[[int, int], None]]:
+    """Yields report(done, total): a bar on a terminal, once the work has taken a while."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
     started = time.monotonic()
     console = Console(stderr=True)
-    with Progress(
+    progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal or len(items) <= size,
-    ) as progress:
-        task = progress.add_task("working", total=len(items), visible=False)
+        redirect_stdout=sys.stdout.isatty(),
+    )
+    task = progress.add_task("working")
+
+    def report(done: int, total: int) -> None:
+        if console.is_terminal and time.monotonic() - started > PROGRESS_AFTER_SECONDS:
+            progress.start()
+        progress.update(task, completed=done, total=total)
+
+    try:
+        yield report
+    finally:
+        progress.stop()
+
+
+def in_batches(
+    items: Sequence[Any], size: int, run: Callable[[Sequence[Any]], Iterable[Any]]
+) -> Iterator[tuple[Any, Any]]:
+    """(item, answer) pairs, a batch at a time, with a progress bar."""
+    with progress_bar() as report:
         for start in range(0, len(items), size):
             some = items[start : start + size]
             yield from zip(some, run(some), strict=True)
-            late = time.monotonic() - started > PROGRESS_AFTER_SECONDS
-            progress.update(task, completed=start + len(some), visible=late)
+            report(start + len(some), len(items))
 
 
 def print_json(value: object) -> None:
@@ -200,21 +279,53 @@ def print_json(value: object) -> None:
 
 
 def print_table(
-    columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    title: str | None = None,
+    fold: bool = True,
 ) -> None:
-    """A readable table; numbers are aligned on the right."""
+    """A readable table; numbers are aligned on the right.
+
+    fold: False keeps what is wider than the terminal on one line, for names that get copied. In a
+    pipe nothing is folded.
+    """
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     kept = [list(row) for row in rows]
     for number, name in enumerate(columns):
         numeric = bool(kept) and all(isinstance(row[number], int | float) for row in kept)
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(
+            name,
+            justify="right" if numeric else "left",
+            overflow="fold",
+            no_wrap=numeric,
+        )
     for row in kept:
         table.add_row(*(_cell(value) for value in row))
-    Console(highlight=False, markup=False).print(table)
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not (fold and console.is_terminal):
+        console.width = PIPE_WIDTH
+    with console.capture() as shown:
+        console.print(table)
+    for line in shown.get().splitlines():
+        print(line.rstrip())
+
+
+_CONTROLS: Final = {n: 0xFFFD for n in (*range(32), *range(127, 160)) if chr(n) not in "\n\t"}
 
 
 def _cell(value: object) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    return f"{value:.4f}" if isinstance(value, float) else printable(str(value))
+
+
+def printable(text: str) -> str:
+    """The text without control characters, with which a model's answer could steer a terminal."""
+    return text.translate(_CONTROLS)
+
+
+def say(text: str) -> None:
+    """Write a piece of an answer at once; as it is into a pipe, harmless on a terminal."""
+    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
 
 
 def ranked_rows(answers: Sequence[Mapping[str, Any]], *keys: str) -> list[list[object]]:

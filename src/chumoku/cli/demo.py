@@ -57,7 +57,7 @@ def run(*, options: Options = DEFAULT) -> None:
     The first run fetches about 180 MB; later ones need no network.
     """
     words = WORDS[language()]
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     chat = _load("chat", options)
     _heading(console, words["chat"], chat, "chat", words["expect"])
     print(f"> {QUESTION}")
@@ -115,9 +115,9 @@ def attention_map(console: Console, loaded: Loaded, text: str) -> None:
     weights_TS = seen[name][0, head].tolist()
     width = max(len(token) for token in encoding.tokens)
     console.print(f"{name}, head {head}", style="dim")
-    console.print(" " * (width + 4) + "".join(f"{n:^3}" for n in range(len(encoding))), style="dim")
+    console.print(" " * (width + 5) + "".join(f"{n:^3}" for n in range(len(encoding))), style="dim")
     for number, (token, row) in enumerate(zip(encoding.tokens, weights_TS, strict=True)):
-        line = Text(f"{number:>3} {token:<{width}}")
+        line = Text(f"{number:>3} {token:<{width}} ")
         for value in row:
             line.append(SHADES[min(int(value * len(SHADES) * 1.25), len(SHADES) - 1)] * 3)
         place = max(range(len(row)), key=row.__getitem__)

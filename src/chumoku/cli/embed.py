@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from chumoku.cli.common import (
     DEFAULT,
     Options,
@@ -14,10 +12,9 @@ from chumoku.cli.common import (
     print_json,
     print_table,
     ranked_rows,
-    read_items,
+    read_texts,
 )
 from chumoku.errors import InputError
-from chumoku.tasks import embedding
 
 
 def run(
@@ -32,17 +29,20 @@ def run(
 ) -> None:
     """Turn texts into vectors.
 
-    Parameters
-    ----------
-    text: texts; without any, lines of --file or of stdin.
-    file: a text a line, or JSONL with "text"; - is stdin.
-    output: write all vectors to this .npy file.
-    pooling: mean, cls, max, mean_sqrt_len, weighted_mean or last; default: as published.
-    normalize: vectors of length 1; default: as published.
-    prompt: a text in front of each, or the name of one of the model's prompts.
-    dimensions: keep only the first so many.
+    Args:
+        text: texts; without any, lines of --file or of stdin.
+        file: a text a line, or JSONL with "text"; - is stdin.
+        output: write all vectors to this .npy file.
+        pooling: mean, cls, max, mean_sqrt_len, weighted_mean or last; default: as published.
+        normalize: vectors of length 1; default: as published.
+        prompt: a text in front of each, or the name of one of the model's prompts.
+        dimensions: keep only the first so many.
     """
-    items = [item["text"] for item in read_items(text, file)]
+    import numpy as np
+
+    from chumoku.tasks import embedding
+
+    items = read_texts(text, file)
     loaded = open_model(options, "embed", items[0])
     kept = []
     pairs = in_batches(
@@ -83,14 +83,15 @@ def similarity(
 ) -> None:
     """Compare the meaning of texts: a table of cosine similarities.
 
-    Parameters
-    ----------
-    text: two texts or more; without any, lines of --file or of stdin.
-    file: a text a line, or JSONL with "text"; - is stdin.
-    pooling: mean, cls, max, …; default: as published.
-    prompt: a text in front of each, or the name of one of the model's prompts.
+    Args:
+        text: two texts or more; without any, lines of --file or of stdin.
+        file: a text a line, or JSONL with "text"; - is stdin.
+        pooling: mean, cls, max, …; default: as published.
+        prompt: a text in front of each, or the name of one of the model's prompts.
     """
-    items = [item["text"] for item in read_items(text, file)]
+    from chumoku.tasks import embedding
+
+    items = read_texts(text, file)
     if len(items) < 2:
         raise InputError("similarity needs at least two texts")
     loaded = open_model(options, "similarity", items[0])
@@ -114,14 +115,15 @@ def rerank(
 ) -> None:
     """Order documents by relevance to a query, with a cross-encoder.
 
-    Parameters
-    ----------
-    query: what is looked for.
-    document: documents; without any, lines of --file or of stdin.
-    file: a document a line, or JSONL with "text"; - is stdin.
-    top_k: how many to show.
+    Args:
+        query: what is looked for.
+        document: documents; without any, lines of --file or of stdin.
+        file: a document a line, or JSONL with "text"; - is stdin.
+        top_k: how many to show.
     """
-    items = [item["text"] for item in read_items(document, file)]
+    from chumoku.tasks import embedding
+
+    items = read_texts(document, file)
     loaded = open_model(options, "rerank", query)
     answers = embedding.rerank(query, items, loaded, top_k=top_k, batch_size=options.batch_size)
     if options.json:

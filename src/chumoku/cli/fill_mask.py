@@ -6,36 +6,38 @@ from pathlib import Path
 
 from chumoku.cli.common import (
     DEFAULT,
+    Flag,
+    Many,
     Options,
     in_batches,
     open_model,
     print_json,
     print_table,
     ranked_rows,
-    read_items,
+    read_texts,
 )
-from chumoku.tasks.masks import fill_mask
 
 
 def run(
     *text: str,
     file: Path | None = None,
     top_k: int = 5,
-    target: list[str] | None = None,
-    truncate: bool = False,
+    target: Many = None,
+    truncate: Flag = False,
     options: Options = DEFAULT,
 ) -> None:
     """Fill the gaps ([MASK] or <mask>) in texts.
 
-    Parameters
-    ----------
-    text: texts with a mask; without any, lines of --file or of stdin.
-    file: a text a line, or JSONL with "text"; - is stdin.
-    top_k: how many tokens to show for each gap.
-    target: choose only among these tokens (may be repeated).
-    truncate: cut texts that are too long.
+    Args:
+        text: texts with a mask; without any, lines of --file or of stdin.
+        file: a text a line, or JSONL with "text"; - is stdin.
+        top_k: how many tokens to show for each gap.
+        target: choose only among these tokens (may be repeated).
+        truncate: cut texts that are too long.
     """
-    items = [item["text"] for item in read_items(text, file)]
+    from chumoku.tasks.masks import fill_mask
+
+    items = read_texts(text, file)
     loaded = open_model(options, "fill-mask", items[0])
     pairs = in_batches(
         items,

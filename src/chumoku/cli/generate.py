@@ -9,39 +9,49 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 
-from chumoku.cli.common import DEFAULT, Options, in_batches, open_model, print_json, read_items
-from chumoku.generation.results import Generated
-from chumoku.tasks import generation
+from chumoku.cli.common import (
+    DEFAULT,
+    Many,
+    Options,
+    in_batches,
+    open_model,
+    print_json,
+    printable,
+    read_texts,
+    say,
+)
+
+if TYPE_CHECKING:
+    from chumoku.generation.results import Generated
 
 
-@Parameter(name="*")
+@Parameter(name="*", group=Group("How to generate", sort_key=1))
 @dataclass(frozen=True)
 class Sampling:
     """How to generate. What is not given is as the checkpoint publishes it.
 
-    Parameters
-    ----------
-    max_new_tokens: most tokens of the answer.
-    min_new_tokens: fewest tokens of the answer.
-    do_sample: draw tokens instead of taking the likeliest.
-    temperature: above 1 flatter, below 1 sharper; asks for sampling.
-    top_k: draw only from the k likeliest.
-    top_p: draw only from the likeliest that together have probability p.
-    min_p: draw only from those at least p times as likely as the likeliest.
-    typical_p: locally typical sampling.
-    repetition_penalty: above 1 makes what was said less likely.
-    presence_penalty: taken off the logit of what was said at all.
-    frequency_penalty: taken off the logit for each time it was said.
-    no_repeat_ngram_size: no stretch of so many tokens twice.
-    num_beams: beam search with so many beams.
-    length_penalty: of beam search; above 0 favours longer answers.
-    num_return_sequences: answers for each prompt.
-    stop: a string that ends the answer (may be repeated).
-    overflow: for a prompt longer than the context: error, truncate or shift.
+    Args:
+        max_new_tokens: most tokens of the answer.
+        min_new_tokens: fewest tokens of the answer.
+        do_sample: draw tokens instead of taking the likeliest.
+        temperature: above 1 flatter, below 1 sharper; asks for sampling.
+        top_k: draw only from the k likeliest.
+        top_p: draw only from the likeliest that together have probability p.
+        min_p: draw only from those at least p times as likely as the likeliest.
+        typical_p: locally typical sampling.
+        repetition_penalty: above 1 makes what was said less likely.
+        presence_penalty: taken off the logit of what was said at all.
+        frequency_penalty: taken off the logit for each time it was said.
+        no_repeat_ngram_size: no stretch of so many tokens twice.
+        num_beams: beam search with so many beams.
+        length_penalty: of beam search; above 0 favours longer answers.
+        num_return_sequences: answers for each prompt.
+        stop: a string that ends the answer (may be repeated).
+        overflow: for a prompt longer than the context: error, truncate or shift.
     """
 
     max_new_tokens: int | None = None
@@ -59,7 +69,7 @@ class Sampling:
     num_beams: int | None = None
     length_penalty: float | None = None
     num_return_sequences: int | None = None
-    stop: list[str] | None = None
+    stop: Many = None
     overflow: str | None = None
 
 
@@ -80,6 +90,10 @@ def as_json(answer: Generated) -> dict[str, Any]:
         "finish_reason": answer.finish_reason,
         "timings": dataclasses.asdict(answer.timings),
     }
+
+
+def _shown(text: str) -> str:
+    return printable(text) if sys.stdout.isatty() else text
 
 
 @contextmanager
@@ -107,20 +121,20 @@ def run(
 ) -> None:
     """Continue texts.
 
-    Parameters
-    ----------
-    text: prompts; without any, lines of --file or of stdin.
-    file: a prompt a line, or JSONL with "text"; - is stdin.
+    Args:
+        text: prompts; without any, lines of --file or of stdin.
+        file: a prompt a line, or JSONL with "text"; - is stdin.
     """
-    items = [item["text"] for item in read_items(text, file)]
+    from chumoku.tasks import generation
+
+    items = read_texts(text, file)
     loaded = open_model(options, "generate", items[0])
     settings = generation.effective(loaded, arguments(sampling, options))
     alone = len(items) == 1 and settings.num_return_sequences == 1
     if alone and not options.json:
         with interruptible() as should_stop:
             for piece in generation.stream(items[0], loaded, settings, should_stop):
-                sys.stdout.write(piece.text)
-                sys.stdout.flush()
+                say(piece.text)
         print()
         return
 
@@ -138,29 +152,35 @@ def run(
             if options.json:
                 print_json(as_json(answer))
             else:
-                print(f"{item}{answer.text}\n")
+                print(f"{item}{_shown(answer.text or '')}\n")
 
 
 def _text_to_text(
     verb: str,
-    function: Callable[..., list[dict[str, str]]],
     text: tuple[str, ...],
     file: Path | None,
     options: Options,
     settings: dict[str, Any],
 ) -> None:
-    items = [item["text"] for item in read_items(text, file)]
+    from chumoku.tasks import generation
+
+    functions: dict[str, Callable[..., list[dict[str, str]]]] = {
+        "translate": generation.translate,
+        "summarize": generation.summarize,
+        "text2text": generation.text2text,
+    }
+    items = read_texts(text, file)
     loaded = open_model(options, verb, items[0])
     pairs = in_batches(
         items,
         options.batch_size,
-        lambda some: function(list(some), loaded, batch_size=options.batch_size, **settings),
+        lambda some: functions[verb](list(some), loaded, batch_size=options.batch_size, **settings),
     )
     for _, answer in pairs:
         if options.json:
             print_json(answer)
         else:
-            print(next(iter(answer.values())))
+            print(_shown(next(iter(answer.values()))))
 
 
 def translate(
@@ -174,17 +194,16 @@ def translate(
 ) -> None:
     """Translate texts.
 
-    Parameters
-    ----------
-    text: texts; without any, lines of --file or of stdin.
-    file: a text a line, or JSONL with "text"; - is stdin.
-    source: language of the text, for models that know several.
-    target: language wanted, for models that know several.
-    prefix: words in front of each text, instead.
+    Args:
+        text: texts; without any, lines of --file or of stdin.
+        file: a text a line, or JSONL with "text"; - is stdin.
+        source: language of the text, for models that know several.
+        target: language wanted, for models that know several.
+        prefix: words in front of each text, instead.
     """
     own = {"source": source, "target": target, "prefix": prefix}
     settings = arguments(sampling, options) | own
-    _text_to_text("translate", generation.translate, text, file, options, settings)
+    _text_to_text("translate", text, file, options, settings)
 
 
 def summarize(
@@ -196,14 +215,13 @@ def summarize(
 ) -> None:
     """Summarise texts.
 
-    Parameters
-    ----------
-    text: texts; without any, lines of --file or of stdin.
-    file: a text a line, or JSONL with "text"; - is stdin.
-    prefix: words in front of each text, instead of the published ones.
+    Args:
+        text: texts; without any, lines of --file or of stdin.
+        file: a text a line, or JSONL with "text"; - is stdin.
+        prefix: words in front of each text, instead of the published ones.
     """
     settings = arguments(sampling, options) | {"prefix": prefix}
-    _text_to_text("summarize", generation.summarize, text, file, options, settings)
+    _text_to_text("summarize", text, file, options, settings)
 
 
 def text2text(
@@ -214,10 +232,9 @@ def text2text(
 ) -> None:
     """Give texts to an encoder-decoder as they stand.
 
-    Parameters
-    ----------
-    text: texts; without any, lines of --file or of stdin.
-    file: a text a line, or JSONL with "text"; - is stdin.
+    Args:
+        text: texts; without any, lines of --file or of stdin.
+        file: a text a line, or JSONL with "text"; - is stdin.
     """
     settings = arguments(sampling, options)
-    _text_to_text("text2text", generation.text2text, text, file, options, settings)
+    _text_to_text("text2text", text, file, options, settings)

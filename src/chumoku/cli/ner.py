@@ -12,9 +12,8 @@ from chumoku.cli.common import (
     print_json,
     print_table,
     ranked_rows,
-    read_items,
+    read_texts,
 )
-from chumoku.tasks.tokens import ner
 
 
 def run(
@@ -26,14 +25,15 @@ def run(
 ) -> None:
     """Find names in texts: persons, places, organisations, whatever the model knows.
 
-    Parameters
-    ----------
-    text: texts; without any, lines of --file or of stdin.
-    file: a text a line, or JSONL with "text"; - is stdin.
-    aggregation: none (every token), simple, first, average or max.
-    stride: tokens that the windows of a long text share.
+    Args:
+        text: texts; without any, lines of --file or of stdin.
+        file: a text a line, or JSONL with "text"; - is stdin.
+        aggregation: none (every token), simple, first, average or max.
+        stride: tokens that the windows of a long text share.
     """
-    items = [item["text"] for item in read_items(text, file)]
+    from chumoku.tasks.tokens import ner
+
+    items = read_texts(text, file)
     loaded = open_model(options, "ner", items[0])
     pairs = in_batches(
         items,

@@ -8,23 +8,7 @@ from typing import Any, Final
 from chumoku.errors import InputError
 from chumoku.loading import Loaded, load
 from chumoku.tasks import common
-
-ALIASES: Final = {
-    "text-classification": "classify",
-    "sentiment-analysis": "classify",
-    "zero-shot-classification": "zero-shot",
-    "token-classification": "ner",
-    "question-answering": "qa",
-    "text-generation": "generate",
-    "text2text-generation": "text2text",
-    "translation": "translate",
-    "summarization": "summarize",
-    "feature-extraction": "feature-extraction",
-    "sentence-similarity": "similarity",
-    "image-classification": "classify-image",
-}
-"""transformers' task name -> our verb."""
-
+from chumoku.tasks.names import ALIASES, verb_of
 
 RENAMED: Final = {
     "truncation": "truncate",
@@ -57,7 +41,7 @@ def pipeline(
     in load(); -1 is the CPU, a number that GPU. defaults: arguments for every call, which a call
     may override. Raises InputError for an unknown task.
     """
-    verb, options = _verb(task)
+    verb, options = verb_of(task)
     run = _functions().get(verb)
     if run is None:
         known = ", ".join(sorted({*ALIASES, *_functions()}))
@@ -72,13 +56,6 @@ def pipeline(
         return run(*inputs, model=model, **options, **named)
 
     return call
-
-
-def _verb(task: str) -> tuple[str, dict[str, Any]]:
-    parts = task.split("_")
-    if len(parts) == 4 and parts[0] == "translation" and parts[2] == "to":
-        return "translate", {"source": parts[1], "target": parts[3]}
-    return ALIASES.get(task, task), {}
 
 
 def _functions() -> dict[str, Callable[..., Any]]:
