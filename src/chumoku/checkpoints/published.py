@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from chumoku.checkpoints import assign
 from chumoku.checkpoints.folder import read_folder_tensors
@@ -16,6 +17,9 @@ from chumoku.checkpoints.meta_llama import read_meta_folder
 from chumoku.checkpoints.sentence import Sentence, read_sentence
 from chumoku.errors import CheckpointError, ConfigError
 from chumoku.models import MODEL_TYPES, architecture
+
+LATER_PART: Final = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
+"""The parts of a split GGUF file after the first, which stands for all of them."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,8 @@ def read_published(path: Path) -> Published:
             module: Any = architecture("vit")
             raw = module.config_from_timm(raw, {k: t.shape for k, t in tensors.items()})
             return Published("timm", path, raw, tensors)
-        raw.setdefault("model_type", infer_model_type(tensors, path))
+        if not raw.get("model_type"):
+            raw["model_type"] = infer_model_type(tensors, path)
         return Published("hub", path, raw, tensors, sentence=sentence, origin=origin)
     if (path / "params.json").is_file():
         params, tensors = read_meta_folder(path)
@@ -65,13 +70,14 @@ def read_published(path: Path) -> Published:
         vocab_size = _rows(tensors, "tok_embeddings.weight")
         raw = module.config_from_meta(params, vocab_size)
         return Published("meta", path, raw, tensors)
-    ggufs = sorted(path.glob("*.gguf"))
+    ggufs = [p.name for p in sorted(path.glob("*.gguf")) if not LATER_PART.search(p.name)]
     if len(ggufs) == 1:
-        return _read_file(ggufs[0])
+        return _read_file(path / ggufs[0])
+    more = f" and {len(ggufs) - 5} more" if len(ggufs) > 5 else ""
     raise CheckpointError(
         "no model here: neither config.json, params.json nor one .gguf file",
         where=path,
-        advice=f"{len(ggufs)} .gguf files: name one of them" if ggufs else "check the path",
+        advice=f"name one of {', '.join(ggufs[:5])}{more}" if ggufs else "check the path",
     )
 
 
@@ -90,16 +96,11 @@ def _read_file(path: Path) -> Published:
         )
     module: Any = architecture(str(kind))
     raw = module.config_from_gguf(file.metadata, list(file.tensors))
-    factors = file.tensors.get("rope_freqs.weight")
-    if factors is not None:  # LLaMA 3.1: the stretch of each pair is stored, not its formula
-        stretch = assign.dense(factors).tolist()
-        raw["rope_scaling"] = {
-            "rope_type": "longrope",
-            "short_factor": stretch,
-            "long_factor": stretch,
-            "attention_factor": 1.0,
-            "original_max_position_embeddings": raw["max_position_embeddings"],
-        }
+    factors = file.tensors.get("rope_freqs.weight") if kind == "llama" else None
+    if factors is not None:
+        raw["rope_scaling"] = module.scaling_from_gguf(
+            raw, file.metadata, assign.dense(factors).tolist()
+        )
     return Published("gguf", path, raw, dict(file.tensors), gguf=file)
 
 
@@ -156,11 +157,10 @@ def read_generation(published: Published) -> dict[str, Any]:
             index = metadata.get(f"tokenizer.ggml.{kind}_token_id")
             if index is not None:
                 legacy[f"{'pad' if kind == 'padding' else kind}_token_id"] = index
-        turn = metadata.get("tokenizer.ggml.eot_token_id")  # ends a turn of a chat
-        if turn is not None and turn != legacy.get("eos_token_id"):
-            legacy["eos_token_id"] = [
-                i for i in (legacy.get("eos_token_id"), turn) if i is not None
-            ]
+        names = [f"tokenizer.ggml.{kind}_token_id" for kind in ("eos", "eot", "eom")]
+        ends = list(dict.fromkeys(metadata[n] for n in names if metadata.get(n) is not None))
+        if len(ends) > 1:  # the end of a text, of a turn of a chat, of a message
+            legacy["eos_token_id"] = ends
         return legacy
     path = published.folder / "generation_config.json"
     if not path.is_file():

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from chumoku.checkpoints.folder import read_folder_tensors
-
 from chumoku.checkpoints.lazy import LazyTensor
 from chumoku.errors import CheckpointError, ConfigError
 

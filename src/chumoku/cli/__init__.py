@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import locale
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -105,6 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from chumoku.errors import ChumokuError
 
+    _show_log()
     try:
         build()(expand(words), exit_on_error=False, print_error=True)
         sys.stdout.flush()
@@ -117,6 +119,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _show_log() -> None:
+    """What the library has to say (a slow path, an old file format) goes to stderr, once."""
+    log = logging.getLogger("chumoku")
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+    log.setLevel(logging.INFO)
 
 
 def entry() -> None:
