@@ -12,6 +12,7 @@ from chumoku.checkpoints.sources import resolve
 from chumoku.images import ImagePreparation, load_images_config
 from chumoku.quantization.convert import replace_with_blocks
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from chumoku.checkpoints import assign
 from chumoku.checkpoints.lazy import LazyTensor
@@ -249,8 +250,7 @@ def _head_by_tensors(arch: Architecture, config: Any, published: Published) -> s
     best, used = "", -1
     for head in arch.HEADS:
         try:
-            with torch.device("meta"):
-                model = arch.Model(config, head)
+            model = skeleton(arch, config, head)
         except ConfigError:
             continue
         pieces = assign.match(published.tensors, arch.names(config, head, published.layout)).pieces
@@ -276,14 +276,34 @@ def _optional(arch: Architecture, name: str) -> bool:
 # ---- from tensors to a model ----
 
 
+class _NoDraws(TorchFunctionMode):
+    """Initialisers of nn.Linear and nn.Embedding leave their tensor as it is.
+
+    On the meta device they would draw nothing, but import torch's compiler first (1.3 s).
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in ("normal_", "uniform_", "kaiming_uniform_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def skeleton(arch: Architecture, config: Any, head: str) -> nn.Module:
+    """The model on the meta device: shapes and names, no memory."""
+    with torch.device("meta"), _NoDraws():
+        model: nn.Module = arch.Model(config, head)
+    return model
+
+
 def untied_as_stored(arch: Architecture, config: Any, head: str, published: Published) -> Any:
     """The config, with `tied` off where the file holds two different matrices for one.
 
     transformers 5 writes tie_word_embeddings as true for T5 and mT5 whatever their file holds.
     Raises CheckpointError where tensors differ that this architecture always shares.
     """
-    with torch.device("meta"):
-        model = arch.Model(config, head)
+    model = skeleton(arch, config, head)
     table = arch.names(config, head, published.layout)
     pieces = assign.match(published.tensors, table).pieces
     twice = assign.stored_twice(model, pieces)
@@ -312,8 +332,7 @@ def assemble(
     new_head: bool = False,
 ) -> nn.Module:
     """Build the model without memory, then give every parameter its published value."""
-    with torch.device("meta"):
-        model = arch.Model(config, head)
+    model = skeleton(arch, config, head)
     matched = assign.match(published.tensors, arch.names(config, head, published.layout))
     if matched.unknown:
         raise CheckpointError(
