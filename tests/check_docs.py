@@ -20,9 +20,9 @@ def faults(page: Path, targets: set[str]) -> list[str]:
     text = page.read_text(encoding="utf-8")
     found = []
     for link in LINK.findall(text):
-        if "://" not in link and not link.startswith("mailto:"):
-            if not (page.parent / link).exists():
-                found.append(f"{page.name}: link to {link} leads nowhere")
+        outside = "://" in link or link.startswith("mailto:")
+        if not outside and not (page.parent / link).exists():
+            found.append(f"{page.name}: link to {link} leads nowhere")
     for target in TARGET.findall(text):
         if target not in targets:
             found.append(f"{page.name}: make has no target {target}")
