@@ -30,6 +30,12 @@ FILE_TYPES: Final = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7}
 
 AS_STORED: Final = "stored"
 
+KINDS: Final = {"llama": "llama", "mistral": "llama", "gpt2": "gpt2"}
+"""model_type -> general.architecture."""
+
+ENDS: Final = ("eos", "eot", "eom")
+"""GGUF's names for ids that end an answer: of a text, of a turn of a chat, of a message."""
+
 
 def save_gguf(loaded: Loaded, path: str | os.PathLike[str], storage: str = "F16") -> Path:
     """Write a model with a causal-LM head. storage: a key of FILE_TYPES, or "stored".
@@ -42,16 +48,20 @@ def save_gguf(loaded: Loaded, path: str | os.PathLike[str], storage: str = "F16"
         raise InputError(f"GGUF type {storage!r} is not written here", advice=f"one of {known}")
     kind = loaded.source.model_type
     module: Any = architecture(kind)
-    if kind not in ("llama", "gpt2") or loaded.head != "causal-lm":
+    if kind not in KINDS or loaded.head != "causal-lm":
         raise InputError(f"GGUF is written for llama and gpt2 language models, not for {kind}")
     target = Path(path)
     metadata = _metadata(loaded, module, storage)
-    write_gguf(target, metadata, _tensors(loaded, module, storage))
+    tensors = _tensors(loaded, module, storage)
+    factors = module.gguf_factors(loaded.config) if KINDS[kind] == "llama" else None
+    if factors is not None:
+        tensors.append(assign.lazy("rope_freqs.weight", factors))
+    write_gguf(target, metadata, tensors)
     return target
 
 
 def _metadata(loaded: Loaded, module: Any, storage: str) -> dict[str, object]:
-    kind = loaded.source.model_type
+    kind = KINDS[loaded.source.model_type]
     values: dict[str, object] = {
         "general.architecture": kind,
         "general.type": "model",
@@ -68,7 +78,30 @@ def _metadata(loaded: Loaded, module: Any, storage: str) -> dict[str, object]:
     elif loaded.tokenizer is not None:
         table = gguf_metadata(loaded.tokenizer, loaded.config.vocab_size)
         values |= {key: _typed(key, value) for key, value in table.items()}
-    return values
+    return _special_ids(loaded.generation) | values | _ends(loaded.generation, values)
+
+
+def _special_ids(generation: Mapping[str, Any]) -> dict[str, object]:
+    """Ids of the published settings; those of the tokenizer, where there is one, come first."""
+    found = {"bos": generation.get("bos_token_id"), "padding": generation.get("pad_token_id")}
+    return {f"tokenizer.ggml.{n}_token_id": i for n, i in found.items() if isinstance(i, int)}
+
+
+def _ends(generation: Mapping[str, Any], values: Mapping[str, object]) -> dict[str, object]:
+    """Every id that ends an answer, under the names that GGUF has for them."""
+    keys = [f"tokenizer.ggml.{name}_token_id" for name in ENDS]
+    held = {key: _plain(values[key]) for key in keys if key in values}
+    given = generation.get("eos_token_id")
+    wanted = [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
+    new = [index for index in dict.fromkeys(wanted) if index not in held.values()]
+    free = [key for key in keys if key not in held]
+    if len(new) > len(free):
+        raise InputError(f"GGUF holds {len(ENDS)} ids that end an answer, not {wanted}")
+    return dict(zip(free, new, strict=False))
+
+
+def _plain(value: object) -> object:
+    return value.value if isinstance(value, GGUFValue) else value
 
 
 def _typed(key: str, value: object) -> object:

@@ -271,6 +271,15 @@ SCALING: Final = {
 }
 """Published key of a rope scaling -> field of RotaryScaling."""
 
+REQUIRED: Final = {
+    "llama3": (
+        *("factor", "original_max_position_embeddings"),
+        *("low_freq_factor", "high_freq_factor"),
+    ),
+    "longrope": ("short_factor", "long_factor", "original_max_position_embeddings"),
+}
+"""Keys of a rope scaling that the published class wants to see even at their usual values."""
+
 
 def write_config(config: Config, head: str) -> dict[str, Any]:
     """Config -> config.json."""
@@ -282,6 +291,7 @@ def write_config(config: Config, head: str) -> dict[str, Any]:
             key: list(value) if isinstance(value, tuple) else value
             for key, name in SCALING.items()
             if (value := getattr(config.scaling, name)) != getattr(default, name)
+            or key in REQUIRED.get(config.scaling.kind, ("factor",))
         }
     published = PUBLISHED[config.model_type] + HEADS[head]
     return {"architectures": [published], **raw, **config_keys.write_labels(config.labels)}
@@ -430,7 +440,8 @@ def gguf_metadata(config: Config) -> dict[str, Any]:
     """The llama.* keys that a GGUF file of this config needs."""
     if config.attention_bias or config.feedforward_bias:
         raise ConfigError("GGUF's llama architecture is written without biases here")
-    if config.window is not None or config.activation != "silu":
+    window = config.window or config.max_positions
+    if window < config.max_positions or config.activation != "silu":
         raise ConfigError("GGUF's llama architecture has no sliding window and only SiLU")
     values: dict[str, Any] = {
         "vocab_size": config.vocab_size,
@@ -446,8 +457,55 @@ def gguf_metadata(config: Config) -> dict[str, Any]:
         "attention.layer_norm_rms_epsilon": config.norm_eps,
         "rope.freq_base": config.theta,
     }
-    if config.scaling is not None:
-        if config.scaling.kind != "linear":
-            raise ConfigError(f"rope scaling {config.scaling.kind!r} is not written to GGUF")
-        values |= {"rope.scaling.type": "linear", "rope.scaling.factor": config.scaling.factor}
+    scaling = config.scaling
+    if scaling is not None and scaling.kind == "linear":
+        values |= {"rope.scaling.type": "linear", "rope.scaling.factor": scaling.factor}
+    elif scaling is not None:
+        values["rope.scaling.original_context_length"] = scaling.original
     return {f"llama.{key}": value for key, value in values.items()}
+
+
+def gguf_factors(config: Config) -> Tensor | None:
+    """GGUF's rope_freqs.weight, [H / 2]: what each frequency is divided by; None where alike.
+
+    Raises ConfigError for a scaling that is no fixed factor for each frequency.
+    """
+    scaling = config.scaling
+    if scaling is None or scaling.kind == "linear":
+        return None
+    if scaling.kind == "llama3":
+        return _factors(config.head_width, config.theta, scaling)
+    if scaling.kind != "longrope" or scaling.short != scaling.long or scaling.attention_factor != 1:
+        raise ConfigError(f"rope scaling {scaling.kind!r} is not written to GGUF")
+    return torch.tensor(scaling.short)
+
+
+def _factors(width: int, theta: float, scaling: RotaryScaling) -> Tensor:
+    cpu = torch.device("cpu")
+    plain, _ = rotary_frequencies(width, theta, None, 0, cpu)
+    return plain / rotary_frequencies(width, theta, scaling, 0, cpu)[0]
+
+
+def scaling_from_gguf(
+    raw: Mapping[str, Any], metadata: Mapping[str, Any], factors: list[float]
+) -> dict[str, Any]:
+    """rope_scaling of config.json for the factors in rope_freqs.weight.
+
+    LLaMA 3.1's formula where it gives these factors; else the factors themselves.
+    """
+    original = metadata.get("llama.rope.scaling.original_context_length", 8192)
+    formula = RotaryScaling("llama3", max(factors, default=1.0), original)
+    width = raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"]
+    expected = _factors(width, raw["rope_theta"], formula)
+    if expected.shape == (len(factors),) and torch.allclose(expected, torch.tensor(factors)):
+        return {"rope_type": "llama3", "factor": formula.factor} | {
+            "low_freq_factor": formula.low,
+            "high_freq_factor": formula.high,
+            "original_max_position_embeddings": original,
+        }
+    if len(factors) != width // 2:
+        raise ConfigError(f"{len(factors)} rope factors for heads of width {width}")
+    return {"rope_type": "longrope", "short_factor": factors, "long_factor": factors} | {
+        "attention_factor": 1.0,
+        "original_max_position_embeddings": raw["max_position_embeddings"],
+    }
