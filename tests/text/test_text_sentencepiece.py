@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import random
-import unicodedata
 from pathlib import Path
 
 import pytest
 import sentencepiece
-from text_samples import HARD, fuzz, sentencepiece_model, shared_data, write_json
+from text_samples import HARD, fuzz, sentencepiece_model, shared_data, visible, write_json
 from tokenizers import AddedToken as HubToken
 
 from chumoku.errors import TokenizerError
@@ -143,12 +142,6 @@ def test_mt5_holds_its_own_sentinels(tmp_path: Path) -> None:
     assert ours.vocab_size == PieceModel(model, "").size
     assert "▁<extra_id_1>" in ours.encode("a <extra_id_1>").tokens
     assert ours.token_to_id("▁<extra_id_1>") not in ours.encode_plain("a <extra_id_1>")
-
-
-def visible(text: str) -> str:
-    """NFKC without control characters, which T5's normaliser drops, and without spaces."""
-    kept = [c for c in text if unicodedata.category(c)[0] != "C"]
-    return unicodedata.normalize("NFKC", "".join(kept)).replace(" ", "")
 
 
 def test_offsets_point_at_the_text_as_written(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import string
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -118,3 +119,9 @@ def byte_bpe(texts: list[str], size: int = 600) -> tuple[dict[str, int], list[tu
     )
     model = json.loads(engine.to_str())["model"]
     return model["vocab"], [tuple(merge) for merge in model["merges"]]
+
+
+def visible(text: str) -> str:
+    """NFKC without control characters, which T5's normaliser drops, and without spaces."""
+    kept = [c for c in text if unicodedata.category(c)[0] != "C"]
+    return unicodedata.normalize("NFKC", "".join(kept)).replace(" ", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from chumoku.text.chat import encode_chat, render_chat
 from chumoku.text.encoding import Encoding, Tokenizer, TokenStream
 from chumoku.text.gguf import gguf_tokenizer
 from chumoku.text.load import export_tokenizer_json, load_tokenizer
@@ -10,7 +11,9 @@ __all__ = [
     "Encoding",
     "TokenStream",
     "Tokenizer",
+    "encode_chat",
     "export_tokenizer_json",
     "gguf_tokenizer",
     "load_tokenizer",
+    "render_chat",
 ]

@@ -125,6 +125,8 @@ def _check_part(part: object, where: str, depth: int) -> None:
         if type(part) is int and abs(part) > MAX_ID:
             raise TokenizerError(f"A number out of range: {part}", where=where)
         return
+    if isinstance(part.get("special_tokens"), dict):
+        _check_template(part["special_tokens"], where)
     pattern = part.get("pattern")
     if isinstance(pattern, dict):
         if pattern.get("String") == "" or pattern.get("Regex") == "":
@@ -133,6 +135,14 @@ def _check_part(part: object, where: str, depth: int) -> None:
             check_regex(pattern["Regex"], where)
     for value in part.values():
         _check_part(value, where, depth + 1)
+
+
+def _check_template(specials: dict[str, Any], where: str) -> None:
+    for name, entry in specials.items():
+        entry = entry if isinstance(entry, dict) else {}
+        ids, tokens = entry.get("ids"), entry.get("tokens")
+        if not (isinstance(ids, list) and isinstance(tokens, list) and len(ids) == len(tokens)):
+            raise TokenizerError(f"The template's {name!r:.40} is damaged", where=where)
 
 
 def check_regex(pattern: str, where: object) -> None:

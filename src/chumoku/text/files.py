@@ -16,7 +16,8 @@ from chumoku.errors import TokenizerError
 
 MAX_FILE_BYTES = 256 * 2**20
 MAX_DEPTH = 40
-MAX_ID = 2**31 - 1
+# The `tokenizers` library walks through all ids up to the largest when it writes a vocabulary.
+MAX_ID = 2**22
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 # transformers writes int(1e30) where a tokenizer has no limit of its own.
 NO_LIMIT = 10**9

@@ -150,7 +150,10 @@ class PieceModel:
         # A second message in field 3 is merged into the first: add_dummy_prefix = false.
         self._bare = _load(proto + _message(3, _flag(3, False)), where)
         self.size: int = self._with_prefix.get_piece_size()
-        self.pieces: list[str] = [self._with_prefix.id_to_piece(n) for n in range(self.size)]
+        try:
+            self.pieces: list[str] = [self._with_prefix.id_to_piece(n) for n in range(self.size)]
+        except UnicodeDecodeError:
+            raise TokenizerError("A piece of the model is not UTF-8", where=where) from None
         self.ids = {piece: index for index, piece in reversed(list(enumerate(self.pieces)))}
         ids = range(self.size)
         self.controls = {n for n in ids if self._with_prefix.is_control(n)}
@@ -174,11 +177,11 @@ class PieceModel:
             engine = self._with_prefix  # such a model drops the space and would glue the word on
         try:
             raw: bytes = engine.encode(text, out_type="serialized_proto")
-        except RuntimeError as error:
+            pieces = _pieces(raw, text)
+            if not unicodedata.is_normalized("NFKC", text):
+                pieces = _spread(pieces, *engine.normalize(text, with_offsets=True))
+        except (RuntimeError, UnicodeDecodeError) as error:
             raise InputError(f"SentencePiece cannot read this text: {error}"[:200]) from None
-        pieces = _pieces(raw, text)
-        if not unicodedata.is_normalized("NFKC", text):
-            pieces = _spread(pieces, *engine.normalize(text, with_offsets=True))
         return pieces
 
     def decode(self, pieces: Sequence[str]) -> str:

@@ -213,6 +213,7 @@ class Renderer:
 
     def value(self, node: nodes.Node, scope: Scope) -> Any:
         self.budget.spend(1)
+        self.line = node.lineno or self.line
         expression = self.expressions.get(type(node))
         if expression is None:
             raise TemplateError(f"{type(node).__name__} is not part of chat templates")
@@ -543,7 +544,7 @@ class Renderer:
                 inner.names[name] = self.value(defaults[name], inner)
             else:
                 inner.names[name] = Undefined(name)
-        inner.names |= {"varargs": values[len(names) :], "kwargs": named}
+        inner.names |= {"varargs": tuple(values[len(names) :]), "kwargs": named}
         inner.names |= {"caller": named["caller"]} if "caller" in named else {}
         text = self._text(node.body, inner)
         self.calls -= 1
