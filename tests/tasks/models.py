@@ -21,19 +21,23 @@ from tokenizers import models as engines
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LETTERS = list("abcdefghijklmnopqrstuvwxyz0123456789.,!?'-:;()")
-WORDS = (
-    "the a an of in is was are to and it he she they we you paris london berlin capital france "
-    "city big small river cat dog sat mat john mary smith works at google lives example this "
-    "good bad movie very not sport politics music science where what who when how many people "
-    "born year king queen tower bridge hello world new york ##s ##ed ##ing ##er ##ly ##ton"
-).split()
-JAPANESE_WORDS = (
-    "私 の 今日 昼 ご飯 は です 。 、 東京 ##都 都 京都 に 行く 行き まし た 太郎 さん 花子 住ん で いる "
-    "日本 ##国 首都 どこ ? ｡ 寿司 ラーメン を 食べ ##る 東 ##京 ##タワー タワー へ が"
-).split()
+_WORDS = """
+the a an of in is was are to and it he she they we you paris london berlin capital france
+city big small river cat dog sat mat john mary smith works at google lives example this
+good bad movie very not sport politics music science where what who when how many people
+born year king queen tower bridge hello world new york ##s ##ed ##ing ##er ##ly ##ton
+"""
+_JAPANESE = """
+私 の 今日 昼 ご飯 は です 。 、 東京 ##都 都 京都 に 行く 行き まし た 太郎 さん 花子 住ん で
+いる 日本 ##国 首都 どこ ? ｡ 寿司 ラーメン を 食べ ##る 東 ##京 ##タワー タワー へ が
+"""
+WORDS = _WORDS.split()
+JAPANESE_WORDS = _JAPANESE.split()
 
-ENGLISH = [*SPECIALS, *LETTERS, *("##" + c for c in LETTERS[:36]), *WORDS]
-JAPANESE = [*SPECIALS, *JAPANESE_WORDS, *dict.fromkeys(c for c in "日本語大阪市長会社名前")]
+ENGLISH = list(dict.fromkeys([*SPECIALS, *LETTERS, *("##" + c for c in LETTERS[:36]), *WORDS]))
+JAPANESE = list(
+    dict.fromkeys([*SPECIALS, *JAPANESE_WORDS, *dict.fromkeys(c for c in "日本語大阪市長会社名前")])
+)
 MERGES = ["t h", "i n", "a n", "e r", "Ġ t", "Ġt h", "Ġth e", "o u", "Ġ a", "Ġ c", "Ġc at", "a t"]
 
 ENCODER = {

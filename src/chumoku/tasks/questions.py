@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -30,7 +30,7 @@ class Answer(TypedDict):
 class _Limits:
     top_k: int
     max_answer_length: int
-    impossible: bool
+    cls_id: int | None
     align: bool
 
 
@@ -41,7 +41,7 @@ def qa(
     *,
     top_k: int = 1,
     max_length: int = 384,
-    stride: int = 128,
+    stride: int | None = None,
     max_answer_length: int = 15,
     impossible: bool = False,
     align_to_words: bool = True,
@@ -50,9 +50,11 @@ def qa(
 ) -> list[Answer]:
     """The `top_k` best answers, best first.
 
-    A long context is read in windows of max_length tokens (question included) that share `stride`.
-    The score is P(start) * P(end) within the window. max_answer_length: in tokens. impossible: "no
-    answer" may win, with the lowest score that any window gives it. align_to_words: whole words.
+    A long context is read in windows of max_length tokens (question included) that share `stride`
+    (default: half a window, at most 128). The score is P(start) * P(end) within the window, summed
+    over the stretches, in all windows, that read the same but for upper case; so it may exceed 1.
+    max_answer_length: in tokens. impossible: "no answer" may win, with the lowest score that any
+    window gives it. align_to_words: whole words.
     """
     for name, value in (("question", question), ("context", context)):
         if not value.strip():
@@ -63,22 +65,26 @@ def qa(
     tokenizer = common.tokenizer_of(loaded)
     encoding = tokenizer.encode(question, context)
     limit = min(max_length, common.limit_of(loaded) or max_length)
-    room = limit - sum(s != 1 for s in encoding.sequences)
-    pieces = cut(encoding, windows(encoding, limit, min(stride, max(room // 2, 0)), sequence=1))
-    limits = _Limits(top_k, max_answer_length, impossible, align_to_words)
-    answers: list[Answer] = []
+    if stride is None:
+        room = limit - sum(s != 1 for s in encoding.sequences)
+        stride = min(limit // 2, 128)
+        if stride >= room:
+            stride = max(room // 2, 0)
+    pieces = cut(encoding, windows(encoding, limit, stride, sequence=1))
+    limits = _Limits(top_k, max_answer_length, tokenizer.cls_id, align_to_words)
+    answers: list[list[Answer]] = [[] for _ in pieces]
     null_score = 1.0
     for batch in common.by_length(pieces, batch_size):
         spans = _spans(loaded, [pieces[i] for i in batch])
         for row, index in enumerate(batch):
-            found, null = _best(
+            answers[index], null = _best(
                 pieces[index], spans.start_BT[row], spans.end_BT[row], context, limits
             )
-            answers += found
             null_score = min(null_score, null)
+    merged = _merged(one for window in answers for one in window)
     if impossible:
-        answers.append({"score": null_score, "start": 0, "end": 0, "answer": ""})
-    return _merged(answers)[:top_k]
+        merged.append({"score": null_score, "start": 0, "end": 0, "answer": ""})
+    return sorted(merged, key=lambda answer: -answer["score"])[:top_k]
 
 
 def _spans(loaded: Loaded, encodings: Sequence[Encoding]) -> Spans:
@@ -95,13 +101,15 @@ def _best(
     length = len(encoding)
     inside = torch.tensor([s == 1 for s in encoding.sequences])
     allowed = inside.clone()
-    allowed[0] = True
+    allowed[0] |= encoding.ids[0] == limits.cls_id  # where a model points for "no answer"
     start_T = start_T[:length].masked_fill(~allowed, -10000.0).softmax(-1)
     end_T = end_T[:length].masked_fill(~allowed, -10000.0).softmax(-1)
     null = float(start_T[0] * end_T[0])
     start_T, end_T = start_T * inside, end_T * inside
     pairs_TT = torch.outer(start_T, end_T).triu().tril(limits.max_answer_length - 1)
-    count = min(limits.top_k, pairs_TT.numel())
+    # Spans that fall together when they grow to whole words leave room for others.
+    count = limits.top_k * 2 + 10 if limits.align else limits.top_k
+    count = min(count, pairs_TT.numel())
     scores, places = pairs_TT.flatten().topk(count)
     found: list[Answer] = []
     for score, place in zip(scores.tolist(), places.tolist(), strict=True):
@@ -128,9 +136,13 @@ def _characters(encoding: Encoding, first: int, last: int, align: bool) -> tuple
     return encoding.offsets[first][0], encoding.offsets[last][1]
 
 
-def _merged(answers: Sequence[Answer]) -> list[Answer]:
-    """Best first; the same stretch found twice counts once, with its better score."""
-    best: dict[tuple[int, int], Answer] = {}
-    for answer in sorted(answers, key=lambda a: -a["score"]):
-        best.setdefault((answer["start"], answer["end"]), answer)
-    return list(best.values())
+def _merged(answers: Iterable[Answer]) -> list[Answer]:
+    """Answers that read the same are one, where the first stands, with their scores added."""
+    found: dict[str, Answer] = {}
+    for answer in answers:
+        name = answer["answer"].lower()
+        if name in found:
+            found[name]["score"] += answer["score"]
+        else:
+            found[name] = answer
+    return list(found.values())
