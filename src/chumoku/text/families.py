@@ -100,6 +100,7 @@ def finish(
         max_length=settings.max_length,
         chat_template=settings.chat_template,
         clean_up=settings.options.get("clean_up_tokenization_spaces") is True,
+        spec=spec,
     )
 
 

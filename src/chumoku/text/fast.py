@@ -91,8 +91,9 @@ def _plan_of_sequence(parts: list[Mapping[str, Any]]) -> DecodePlan | None:
 class FastTokenizer:
     """A tokenizer.json, or any family that can be written as one.
 
-    roles: bos, eos, … -> the token's string. segments: has the model token types?
+    roles: bos, eos, … -> the token's string.
     clean_up: transformers' clean_up_tokenization_spaces.
+    spec: the engine's tokenizer.json, where the caller has it at hand.
     """
 
     def __init__(
@@ -103,10 +104,11 @@ class FastTokenizer:
         max_length: int | None = None,
         chat_template: str | None = None,
         clean_up: bool = False,
+        spec: Mapping[str, Any] | None = None,
     ) -> None:
         self.engine = engine
         self.max_length, self.chat_template = max_length, chat_template
-        spec = engines.spec_of(engine)
+        spec = engines.spec_of(engine) if spec is None else spec
         vocab = engine.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocab.values()) + 1
         self.pad_id, self.bos_id, self.eos_id = (vocab.get(roles.get(n, "")) for n in _FIRST)

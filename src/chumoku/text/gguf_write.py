@@ -1,15 +1,21 @@
-"""The tokenizer.ggml.* keys of a GGUF file, from a tokenizer that was read from elsewhere."""
+"""The tokenizer.ggml.* keys of a GGUF file, from a tokenizer that was read from elsewhere.
+
+What a kind of GGUF cannot say (a normaliser, another algorithm) is refused: the file would cut text
+in another way than the model was trained with.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 from chumoku.errors import TokenizerError
 from chumoku.text.encoding import Tokenizer
+from chumoku.text.files import read_settings
 from chumoku.text.gguf import PRE_TOKENIZERS
-from chumoku.text.load import export_tokenizer_json
+from chumoku.text.load import export_tokenizer_json, piece_tokenizer
 from chumoku.text.sentencepieces import (
     BYTE,
     CONTROL,
@@ -17,10 +23,27 @@ from chumoku.text.sentencepieces import (
     UNKNOWN,
     UNUSED,
     USER,
+    PieceModel,
     SentencePieceTokenizer,
+    fields,
 )
 
 ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+BPE = 2  # TrainerSpec.ModelType of SentencePiece
+
+
+def writable(tokenizer: Tokenizer, folder: Path, config: Mapping[str, Any]) -> Tokenizer:
+    """The form of a folder's tokenizer that GGUF can hold.
+
+    LLaMA 2's tokenizer.json repeats its tokenizer.model; GGUF needs the scores of the latter.
+    """
+    text = export_tokenizer_json(tokenizer)
+    pieces = folder / "tokenizer.model"
+    if text is None or not pieces.is_file():
+        return tokenizer
+    if not (json.loads(text)["model"].get("byte_fallback") and pieces.is_file()):
+        return tokenizer
+    return piece_tokenizer(read_settings(folder), pieces, "llama", config)
 
 
 def gguf_metadata(tokenizer: Tokenizer, rows: int) -> dict[str, object]:
@@ -33,13 +56,7 @@ def gguf_metadata(tokenizer: Tokenizer, rows: int) -> dict[str, object]:
         values = _pieces(tokenizer, rows)
     else:
         text = export_tokenizer_json(tokenizer)
-        spec: dict[str, Any] = {} if text is None else json.loads(text)
-        if (spec.get("model") or {}).get("type") != "BPE":
-            raise TokenizerError(
-                "this tokenizer has no kind in GGUF",
-                advice="GGUF is written for byte-level BPE and SentencePiece BPE",
-            )
-        values = _byte_level(spec, rows)
+        values = _byte_level({} if text is None else json.loads(text), rows)
     for role, name in ROLES.items():
         index = getattr(tokenizer, f"{role}_id")
         if index is not None:
@@ -53,19 +70,35 @@ def gguf_metadata(tokenizer: Tokenizer, rows: int) -> dict[str, object]:
     return found
 
 
+def _refuse(what: str) -> NoReturn:
+    raise TokenizerError(
+        f"GGUF has no kind for this tokenizer: {what}",
+        advice="byte-level BPE and SentencePiece BPE can be written; without its tokenizer files "
+        "a model is written without a tokenizer",
+    )
+
+
 def _byte_level(spec: Mapping[str, Any], rows: int) -> dict[str, object]:
-    model = spec["model"]
+    model = spec.get("model") or {}
+    if model.get("type") != "BPE" or model.get("byte_fallback"):
+        _refuse("it is no byte-level BPE")
+    for part in ("continuing_subword_prefix", "end_of_word_suffix", "unk_token"):
+        if model.get(part):
+            _refuse(f"its BPE has {part}")
+    if spec.get("normalizer") is not None:
+        _refuse(f"it normalises text ({spec['normalizer'].get('type')})")
     tokens = {int(index): token for token, index in model["vocab"].items()}
     kinds = dict.fromkeys(tokens, NORMAL)
     for added in spec.get("added_tokens") or ():
         tokens[int(added["id"])] = added["content"]
         kinds[int(added["id"])] = CONTROL if added["special"] else USER
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    count = max(rows, max(tokens) + 1)
     return {
         "model": "gpt2",
         "pre": _pre_tokenizer(spec.get("pre_tokenizer") or {}, bool(model.get("ignore_merges"))),
-        "tokens": [tokens.get(i, f"[UNUSED{i}]") for i in range(max(rows, len(tokens)))],
-        "token_type": [kinds.get(i, UNUSED) for i in range(max(rows, len(tokens)))],
+        "tokens": [tokens.get(i, f"[UNUSED{i}]") for i in range(count)],
+        "token_type": [kinds.get(i, UNUSED) for i in range(count)],
         "merges": merges,
     }
 
@@ -75,35 +108,59 @@ def _pre_tokenizer(part: Mapping[str, Any], ignore_merges: bool) -> str:
     steps = part.get("pretokenizers") or [part]
     splits: list[str] = []
     for step in steps:
-        if step.get("type") == "Split":
-            splits.append(str(step["pattern"].get("Regex", step["pattern"].get("String"))))
-        elif step.get("type") == "Digits" and step.get("individual_digits"):
+        kind = step.get("type")
+        plain = step.get("behavior") == "Isolated" and not step.get("invert")
+        if kind == "Split" and plain and "Regex" in step["pattern"]:
+            splits.append(str(step["pattern"]["Regex"]))
+        elif kind == "Digits" and step.get("individual_digits"):
             splits.append(r"\p{N}")
-        elif step.get("type") == "ByteLevel" and step.get("use_regex", True):
-            splits.append(PRE_TOKENIZERS["gpt-2"].splits[0])
+        elif kind == "ByteLevel" and not step.get("add_prefix_space"):
+            splits += PRE_TOKENIZERS["gpt-2"].splits if step.get("use_regex", True) else ()
+        else:
+            _refuse(f"llama.cpp has no such step of pre-tokenisation ({kind})")
     for name, known in PRE_TOKENIZERS.items():
         if known.splits == tuple(splits) and known.ignore_merges == ignore_merges:
             return name
-    raise TokenizerError("llama.cpp has no name for this tokenizer's pre-tokenisation")
+    _refuse("llama.cpp has no name for its pre-tokenisation")
 
 
 def _pieces(tokenizer: SentencePieceTokenizer, rows: int) -> dict[str, object]:
     model = tokenizer.model
-    kinds = [NORMAL] * model.size
-    for index in model.controls:
-        kinds[index] = CONTROL
-    for index in model.bytes:
-        kinds[index] = BYTE
-    kinds[model.unk_id] = UNKNOWN
-    tokens, scores = list(model.pieces), list(model.scores)
-    for index in range(model.size, max(rows, model.size)):
-        tokens.append(f"[UNUSED{index}]")
-        scores.append(-1000.0)
-        kinds.append(UNUSED)
+    kinds, normalises, algorithm = _facts(model)
+    if algorithm != BPE:
+        _refuse("its SentencePiece model is no BPE")
+    if normalises or model.facts.trims:
+        _refuse("its SentencePiece model normalises text")
+    count = max(rows, tokenizer.vocab_size)
+    extra = range(model.size, count)
+    tokens = [*model.pieces, *(f"[UNUSED{index}]" for index in extra)]
+    scores = [*model.scores, *(-1000.0 for _ in extra)]
+    kinds += [UNUSED for _ in extra]
+    for index, token in tokenizer.added.items():
+        tokens[index] = token.content
+        if kinds[index] not in (UNKNOWN, BYTE):
+            kinds[index] = CONTROL if token.special else USER
     return {
         "model": "llama",
         "tokens": tokens,
         "scores": scores,
         "token_type": kinds,
-        "add_space_prefix": model.facts.dummy_prefix,
+        "add_space_prefix": model.facts.dummy_prefix and tokenizer.prefix != "never",
     }
+
+
+def _facts(model: PieceModel) -> tuple[list[int], bool, int]:
+    """The pieces' types, whether text is normalised, and the algorithm, from the model's bytes."""
+    kinds: list[int] = []
+    normalises, algorithm = False, 1
+    for number, value in fields(model.proto, model.where):
+        if not isinstance(value, bytes):
+            continue
+        part = dict(fields(value, model.where)) if number in (1, 2, 3) else {}
+        if number == 1:
+            kinds.append(int(part.get(3, NORMAL)))
+        elif number == 2:
+            algorithm = int(part.get(3, algorithm))
+        elif number == 3:
+            normalises = bool(part.get(2))
+    return kinds, normalises, algorithm

@@ -35,6 +35,11 @@ def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
         settings["add_bos_token"] = tokenizer.start is not None
         settings["add_eos_token"] = tokenizer.end is not None
         settings["legacy"] = tokenizer.prefix == "always"
+        settings["add_prefix_space"] = tokenizer.prefix != "never"
+        settings["added_tokens_decoder"] = {
+            str(token.id): {"content": token.content, "special": token.special}
+            for token in tokenizer.added.values()
+        }
         return {"tokenizer.model": tokenizer.model.proto, "tokenizer_config.json": _json(settings)}
     return {}
 
