@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from chumoku.errors import InputError, TokenizerError
 from chumoku.text import marked, templates
@@ -19,16 +19,6 @@ from chumoku.text.template_values import TemplateError, imported
 Message = Mapping[str, Any]
 MAX_MESSAGES = 100_000
 NO_TEMPLATE = "Pass template=…, or use generate with a prompt of your own."
-
-
-class ChatTokenizer(Tokenizer, Protocol):
-    """What encoding a conversation needs beyond the Protocol of encoding.py. All of chumoku's
-    tokenizers have it."""
-
-    @property
-    def controls(self) -> list[AddedToken]: ...
-
-    def encode_plain(self, text: str, *, first: bool = True) -> list[int]: ...
 
 
 def render_chat(
@@ -79,7 +69,7 @@ def _size(value: Any) -> int:
 
 
 def encode_chat(
-    tokenizer: ChatTokenizer,
+    tokenizer: Tokenizer,
     messages: Sequence[Message],
     *,
     template: str | None = None,
@@ -109,7 +99,7 @@ def _name(tokenizer: Tokenizer, index: int | None) -> str | None:
     return None if index is None else tokenizer.id_to_token(index)
 
 
-def encode_marked(tokenizer: ChatTokenizer, text: str) -> list[int]:
+def encode_marked(tokenizer: Tokenizer, text: str) -> list[int]:
     """Ids of rendered text; a control token counts only outside what users wrote."""
     try:
         text.encode("utf-8")
