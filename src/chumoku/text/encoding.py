@@ -46,6 +46,11 @@ class Tokenizer(Protocol):
     max_length: int | None
     chat_template: str | None
 
+    @property
+    def controls(self) -> list[AddedToken]:
+        """The tokens that user text must not become: [CLS], <|im_end|>, <think>, …"""
+        ...
+
     def encode(
         self,
         text: str,
