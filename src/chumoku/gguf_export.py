@@ -23,12 +23,14 @@ from chumoku.loading import Loaded
 from chumoku.models import architecture
 from chumoku.models.names import Rule
 from chumoku.quantization.convert import quantized_layers
-from chumoku.text.gguf_write import gguf_metadata
+from chumoku.text.gguf_write import gguf_metadata, writable
 
 FILE_TYPES: Final = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7}
 """Storage -> general.file_type."""
 
 AS_STORED: Final = "stored"
+
+FLOATS: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 KINDS: Final = {"llama": "llama", "mistral": "llama", "gpt2": "gpt2"}
 """model_type -> general.architecture."""
@@ -40,8 +42,9 @@ ENDS: Final = ("eos", "eot", "eom")
 def save_gguf(loaded: Loaded, path: str | os.PathLike[str], storage: str = "F16") -> Path:
     """Write a model with a causal-LM head. storage: a key of FILE_TYPES, or "stored".
 
-    "stored" keeps the blocks of a quantised model and writes the rest as F16. Raises InputError for
-    another architecture, head or storage, TokenizerError where GGUF has no kind for the tokenizer.
+    "stored" keeps the blocks of a quantised model, and floats as the GGUF file or the memory holds
+    them. Raises InputError for another architecture, head or storage, ConfigError for what GGUF
+    cannot say of the model, TokenizerError where it has no kind for the tokenizer.
     """
     if storage not in (*FILE_TYPES, AS_STORED):
         known = ", ".join((*FILE_TYPES, AS_STORED))
@@ -76,7 +79,10 @@ def _metadata(loaded: Loaded, module: Any, storage: str) -> dict[str, object]:
         kept = published.gguf.values
         values |= {k: v for k, v in kept.items() if k.startswith("tokenizer.")}
     elif loaded.tokenizer is not None:
-        table = gguf_metadata(loaded.tokenizer, loaded.config.vocab_size)
+        tokenizer = loaded.tokenizer
+        if published is not None:
+            tokenizer = writable(tokenizer, published.folder, published.raw_config)
+        table = gguf_metadata(tokenizer, loaded.config.vocab_size)
         values |= {key: _typed(key, value) for key, value in table.items()}
     return _special_ids(loaded.generation) | values | _ends(loaded.generation, values)
 
@@ -113,6 +119,8 @@ def _tensors(loaded: Loaded, module: Any, storage: str) -> list[LazyTensor]:
     table = module.names(loaded.config, loaded.head, "gguf")
     state = loaded.model.state_dict(keep_vars=True)
     blocks = quantized_layers(loaded.model)
+    published = loaded.source.published
+    file = {} if published is None or published.gguf is None else published.gguf.tensors
     found: dict[str, LazyTensor] = {}
     for names in assign.shared_names(loaded.model).values():
         entry = table.publish(names[0])
@@ -123,8 +131,21 @@ def _tensors(loaded: Loaded, module: Any, storage: str) -> list[LazyTensor]:
             continue
         match = table.find(name)
         parts = names[:1] if match is None or len(rule.ours) == 1 else list(match.ours)
-        found[name] = _tensor(name, rule, parts, state, blocks, storage)
+        wanted = storage
+        if storage == AS_STORED:
+            wanted = _present(name, file, state[parts[0]].dtype)
+        found[name] = _tensor(name, rule, parts, state, blocks, wanted)
     return list(found.values())
+
+
+def _present(name: str, file: Mapping[str, LazyTensor], dtype: torch.dtype) -> str:
+    """The storage of a tensor as it is: in the GGUF file it came from, else in memory."""
+    if dtype == torch.uint8:
+        return AS_STORED
+    if name in file and file[name].storage in FLOATS:
+        return file[name].storage
+    held = assign.STORAGE_OF[dtype]
+    return held if held in FLOATS else "F32"
 
 
 def _tensor(
@@ -151,11 +172,17 @@ def _tensor(
         wanted = "F32"
     elif value.shape[-1] % STORAGE[wanted][0]:
         wanted = "F16"  # rows are no whole number of blocks
-    if wanted == "F32":
-        return assign.lazy(name, value)
-    if wanted == "F16":
-        return assign.lazy(name, value.half())
+    if wanted in FLOATS:
+        return assign.lazy(name, _narrowed(name, value, FLOATS[wanted]))
     return _raw(name, tuple(value.shape), wanted, quantize(value, wanted))
+
+
+def _narrowed(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    """value in a float type. Raises InputError where a finite number would become infinite."""
+    found = value.to(dtype)
+    if bool((found.isinf() & ~value.isinf()).any()):
+        raise InputError(f"{name} has values that F16 cannot hold", advice="write F32")
+    return found
 
 
 def _storage_for(name: str, storage: str) -> str:

@@ -459,7 +459,7 @@ def gguf_metadata(config: Config) -> dict[str, Any]:
     }
     scaling = config.scaling
     if scaling is not None and scaling.kind == "linear":
-        values |= {"rope.scaling.type": "linear", "rope.scaling.factor": scaling.factor}
+        values |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(scaling.factor)}
     elif scaling is not None:
         values["rope.scaling.original_context_length"] = scaling.original
     return {f"llama.{key}": value for key, value in values.items()}

@@ -251,7 +251,7 @@ class SentencePieceTokenizer:
 
     added: tokens cut out of the text (control tokens, sentinels), with their ids.
     prefix: "always" puts the dummy space in front of every stretch of text between control
-        tokens (transformers' legacy, llama.cpp); "first" only in front of the whole text.
+        tokens (transformers' legacy, llama.cpp); "first" only in front of the whole text; "never".
     start, end: ids around each text, or None.
     """
 
@@ -322,7 +322,8 @@ class SentencePieceTokenizer:
                 glued = False
             else:
                 part = text[segment.start : segment.end]
-                prefix = self.prefix == "always" or (first and segment.start == 0)
+                at_start = self.prefix == "first" and first and segment.start == 0
+                prefix = self.prefix == "always" or at_start
                 for piece in self._pieces(part, prefix, parse_special):
                     word += not glued or piece.piece.startswith(SPACE)
                     glued = True
