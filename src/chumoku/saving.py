@@ -55,11 +55,13 @@ def save(loaded: Loaded, folder: str | os.PathLike[str], *, dtype: str = "as-is"
     tensors = published_tensors(loaded, model)
     if dtype != "as-is":
         tensors = [_cast(t, FLOATS[dtype]) for t in tensors]
+    # A sentence-transformers folder may keep the Transformer in a folder of its own.
+    place = target if loaded.sentence is None else target / loaded.sentence.transformer
     try:
-        target.mkdir(parents=True, exist_ok=True)
-        _write_weights(target, tensors)
-        write_json(target / "config.json", published_config(loaded))
-        _copy_side_files(loaded, target)
+        place.mkdir(parents=True, exist_ok=True)
+        _write_weights(place, tensors)
+        write_json(place / "config.json", published_config(loaded))
+        _copy_side_files(loaded, target, place)
     except OSError as error:
         raise CheckpointError(f"cannot write: {error.strerror}", where=target) from error
     return target
@@ -152,7 +154,7 @@ def write_json(path: Path, value: object) -> None:
     Path(name).replace(path)
 
 
-def _copy_side_files(loaded: Loaded, target: Path) -> None:
+def _copy_side_files(loaded: Loaded, target: Path, place: Path) -> None:
     published = loaded.source.published
     if published is None or published.layout != "hub":
         if loaded.tokenizer is not None:
@@ -165,10 +167,9 @@ def _copy_side_files(loaded: Loaded, target: Path) -> None:
     if published.root == target:
         return
     for name in SIDE_FILES:
-        for place in (published.root, published.folder):
-            if (place / name).is_file():
-                shutil.copyfile(place / name, target / name)
-                break
+        for source, goal in ((published.root, target), (published.folder, place)):
+            if (source / name).is_file():
+                shutil.copyfile(source / name, goal / name)
     if published.sentence is not None:
         for path in published.sentence.steps:
             shutil.copytree(published.root / path, target / path, dirs_exist_ok=True)

@@ -17,12 +17,19 @@ from chumoku.errors import CheckpointError, ConfigError
 
 POOLING: Final = {
     "pooling_mode_cls_token": "cls",
-    "pooling_mode_mean_tokens": "mean",
     "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
     "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len",
     "pooling_mode_weightedmean_tokens": "weighted_mean",
     "pooling_mode_lasttoken": "last",
 }
+"""Key of 1_Pooling/config.json -> our name, in the order in which the results are joined."""
+
+MODES: Final = {
+    **{"cls": "cls", "max": "max", "mean": "mean", "mean_sqrt_len_tokens": "mean_sqrt_len"},
+    **{"weightedmean": "weighted_mean", "lasttoken": "last"},
+}
+"""What the newer key "pooling_mode" holds (one, or a list to join in its order) -> our name."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,7 @@ class Sentence:
     pooling: names whose results are joined, in the published order. prompts: name -> text put in
     front. max_length: tokens kept of a text. include_prompt: False leaves the prompt's tokens out
     of the pooling. transformer: the subfolder of the Transformer; steps: those of the other steps.
+    activation: of a cross-encoder's one logit, "" where the folder does not say.
     """
 
     pooling: tuple[str, ...] = ("mean",)
@@ -53,6 +61,7 @@ class Sentence:
     include_prompt: bool = True
     transformer: str = ""
     steps: tuple[str, ...] = ()
+    activation: str = ""
 
 
 def read_sentence(folder: Path) -> Sentence | None:
@@ -60,7 +69,7 @@ def read_sentence(folder: Path) -> Sentence | None:
     listing = folder / "modules.json"
     if not listing.is_file():
         return None
-    values: dict[str, Any] = {"pooling": (), "dense": (), "steps": ()}
+    values: dict[str, Any] = {"dense": (), "steps": ()}
     for step in _json(listing):
         kind = str(step.get("type", "")).rsplit(".", 1)[-1]
         path = str(step.get("path", ""))
@@ -71,6 +80,8 @@ def read_sentence(folder: Path) -> Sentence | None:
             values |= _transformer(place) | {"transformer": path}
         elif kind == "Pooling":
             values |= _pooling(place)
+        elif kind == "Dense" and values.get("normalize"):
+            raise ConfigError("a Dense step after Normalize is not supported", where=listing)
         elif kind == "Dense":
             values["dense"] = (*values["dense"], _dense(place))
         elif kind == "Normalize":
@@ -82,8 +93,9 @@ def read_sentence(folder: Path) -> Sentence | None:
     settings = folder / "config_sentence_transformers.json"
     if settings.is_file():
         raw = _json(settings)
-        values["prompts"] = {k: v for k, v in (raw.get("prompts") or {}).items() if v}
+        values["prompts"] = {k: v or "" for k, v in (raw.get("prompts") or {}).items()}
         values["default_prompt"] = raw.get("default_prompt_name")
+        values["activation"] = str(raw.get("activation_fn") or "")
         if (raw.get("similarity_fn_name") or "cosine") not in ("cosine", "dot"):
             raise ConfigError(f"similarity {raw['similarity_fn_name']!r} is not supported")
     return Sentence(**values)
@@ -101,18 +113,24 @@ def _transformer(place: Path) -> dict[str, Any]:
 def _pooling(place: Path) -> dict[str, Any]:
     raw = _json(place / "config.json")
     modes = tuple(name for key, name in POOLING.items() if raw.get(key))
-    if isinstance(raw.get("pooling_mode"), str):  # the newer, single key
-        modes = (
-            raw["pooling_mode"]
-            .replace("lasttoken", "last")
-            .replace("weightedmean", "weighted_mean"),
-        )
+    newer = raw.get("pooling_mode")
+    if newer is not None:
+        names = [newer] if isinstance(newer, str) else newer
+        unknown = [name for name in names if name not in MODES]
+        if unknown:
+            raise ConfigError(f"pooling mode {unknown[0]!r} is not supported", where=place)
+        modes = tuple(MODES[name] for name in names)
     return {"pooling": modes or ("mean",), "include_prompt": raw.get("include_prompt", True)}
 
 
 def _dense(place: Path) -> Dense:
     raw = _json(place / "config.json")
     tensors = read_folder_tensors(place)
+    ends = {raw.get("module_input_name"), raw.get("module_output_name")}
+    if raw.get("use_residual") or not ends <= {None, "sentence_embedding"}:
+        raise ConfigError(
+            "a Dense step with a residual or for tokens is not supported", where=place
+        )
     activation = str(raw.get("activation_function", "torch.nn.modules.activation.Tanh"))
     name = activation.rsplit(".", 1)[-1].lower()
     if name not in ("tanh", "identity", "relu", "gelu", "sigmoid"):

@@ -33,6 +33,7 @@ HARMLESS: Final = frozenset(
         *("encoder_no_repeat_ngram_size", "num_return_sequences", "output_scores"),
         *("return_dict_in_generate", "remove_invalid_values", "max_new_tokens"),
         *("exponential_decay_length_penalty", "min_new_tokens", "language", "directionality"),
+        *("sentence_transformers", "sbert_ce_default_activation_function"),  # read by rerank
     ]
 )
 """Keys of the published base class that say how to generate, log or label, not how to compute."""

@@ -65,6 +65,8 @@ def embed(
     loaded = common.ready(model, "embed", items[0], lang)
     settings = loaded.sentence or Sentence()
     poolings = settings.pooling if pooling is None else (pooling,)
+    if dimensions is not None and dimensions < 1:
+        raise InputError(f"dimensions must be at least 1, it is {dimensions}")
     for name in poolings:
         if name not in POOLINGS:
             raise InputError(f"unknown pooling {name!r}", advice=f"one of {', '.join(POOLINGS)}")
@@ -203,9 +205,7 @@ def rerank(
     loaded = common.ready(model, "rerank", query, lang)
     logits_BC = class_logits(loaded, [query] * len(items), list(items), True, batch_size)
     if logits_BC.shape[1] == 1:
-        scores = logits_BC[:, 0]
-        if not _raw_scores(loaded):
-            scores = scores.sigmoid()
+        scores = _activation(loaded)(logits_BC[:, 0])
     elif logits_BC.shape[1] == 2:
         scores = logits_BC.softmax(-1)[:, 1]
     else:
@@ -214,10 +214,15 @@ def rerank(
     return [{"corpus_id": i, "score": float(scores[i]), "text": items[i]} for i in order]
 
 
-def _raw_scores(loaded: Loaded) -> bool:
-    """True where the config asks for the logit without an activation."""
+def _activation(loaded: Loaded) -> Callable[[Tensor], Tensor]:
+    """What sentence-transformers was told to put on the logit: in its own file, or in config.json
+    (under two names, the older one last); sigmoid where nothing is said."""
     published = loaded.source.published
     raw = {} if published is None else published.raw_config
-    name = (raw.get("sentence_transformers") or {}).get("activation_fn")
-    name = name or raw.get("sbert_ce_default_activation_function") or ""
-    return str(name).endswith("Identity")
+    name = "" if loaded.sentence is None else loaded.sentence.activation
+    name = name or (raw.get("sentence_transformers") or {}).get("activation_fn") or ""
+    name = name or raw.get("sbert_ce_default_activation_function") or "Sigmoid"
+    short = str(name).rsplit(".", 1)[-1].lower()
+    if short not in ACTIVATIONS:
+        raise InputError(f"the activation {name!r} is not supported", where=loaded.source.origin)
+    return ACTIVATIONS[short]

@@ -43,8 +43,10 @@ def perplexity(
         values = likelihood.masked_log_probabilities(loaded, fitted, places, batch_size)
         kind = "masked"
     elif loaded.head == "causal-lm":
-        room = min(common.limit_of(loaded) or 1024, 1024)
-        window = room if window is None else window
+        limit = common.limit_of(loaded)
+        window = min(limit or 1024, 1024) if window is None else window
+        if limit is not None and window > limit:
+            raise InputError(f"a window of {window} tokens, but the model takes {limit}")
         stride = max(window // 2, 1) if stride is None else stride
         if window < 2 or not 1 <= stride < window:
             raise InputError(f"window {window} and stride {stride}: 1 <= stride < window is needed")

@@ -1,20 +1,22 @@
 """search: the texts of a file that are nearest in meaning to a query. Exact, kept on disk.
 
-The index is a folder of plain files: vectors.npy, texts.jsonl, and index.json, which names the
-model and the SHA-256 of the corpus, so that an index that has grown stale is made anew.
+The index is a folder of plain files: vectors.npy, texts.jsonl, and index.json, which holds digests
+of the model, the corpus and the vectors: an index that is stale or damaged is made anew.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import io
 import json
 import os
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from chumoku.errors import InputError
 from chumoku.loading import Loaded
@@ -95,18 +97,48 @@ def _vectors(
     if index is None:
         return _embedded(loaded, texts, batch_size, progress)
     folder = Path(index)
-    digest = hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest()
-    stamp = {"model": loaded.source.origin, "corpus_sha256": digest, "texts": len(texts)}
-    try:
-        if json.loads((folder / "index.json").read_text(encoding="utf-8")) == stamp:
-            kept: Vectors = np.load(folder / "vectors.npy", allow_pickle=False)
-            if kept.shape[0] == len(texts):
-                return kept
-    except (OSError, ValueError):
-        pass  # none there yet, or damaged: it is made anew below
+    corpus = hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest()
+    stamp = {"model": loaded.source.origin, "model_sha256": _model_digest(loaded)}
+    stamp |= {"corpus_sha256": corpus}
+    kept = _kept(folder, stamp)
+    if kept is not None:
+        return kept
     vectors = _embedded(loaded, texts, batch_size, progress)
     _write(folder, vectors, texts, stamp)
     return vectors
+
+
+def _kept(folder: Path, stamp: Mapping[str, str]) -> Vectors | None:
+    """The vectors on disk; None where there are none, or others, or damaged ones."""
+    try:
+        found = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        data = (folder / "vectors.npy").read_bytes()
+        if found != {**stamp, "vectors_sha256": hashlib.sha256(data).hexdigest()}:
+            return None
+        vectors: Vectors = np.load(io.BytesIO(data), allow_pickle=False)
+        return vectors
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _model_digest(loaded: Loaded) -> str:
+    """Of every tensor's name, type and about a thousand of its values, and of how they are pooled.
+
+    Enough to tell a model that was trained further at the same place, quick for a large one.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in loaded.model.state_dict().items():
+        flat = tensor.detach().reshape(-1)
+        some = flat[:: max(1, flat.numel() // 1000)].contiguous().cpu()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(some.view(torch.uint8).numpy().tobytes())
+    settings = loaded.sentence
+    if settings is not None:
+        digest.update(repr(dataclasses.replace(settings, dense=())).encode())
+        for step in settings.dense:
+            digest.update(step.activation.encode() + step.weight.read())
+            digest.update(b"" if step.bias is None else step.bias.read())
+    return digest.hexdigest()
 
 
 def _embedded(
@@ -122,16 +154,18 @@ def _embedded(
     return np.concatenate(parts)
 
 
-def _write(folder: Path, vectors: Vectors, texts: Sequence[str], stamp: object) -> None:
+def _write(folder: Path, vectors: Vectors, texts: Sequence[str], stamp: Mapping[str, str]) -> None:
     """index.json last: an index cut short is not taken for a whole one."""
+    buffer = io.BytesIO()
+    np.save(buffer, vectors, allow_pickle=False)
+    data = buffer.getvalue()
+    lines = "".join(json.dumps(t, ensure_ascii=False) + "\n" for t in texts)
+    whole = {**stamp, "vectors_sha256": hashlib.sha256(data).hexdigest()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "index.json").unlink(missing_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-            np.save(file, vectors, allow_pickle=False)
-        Path(file.name).replace(folder / "vectors.npy")
-        lines = "".join(json.dumps(t, ensure_ascii=False) + "\n" for t in texts)
+        (folder / "vectors.npy").write_bytes(data)
         (folder / "texts.jsonl").write_text(lines, encoding="utf-8")
-        (folder / "index.json").write_text(json.dumps(stamp), encoding="utf-8")
+        (folder / "index.json").write_text(json.dumps(whole), encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot write the index: {error.strerror}", where=folder) from error
