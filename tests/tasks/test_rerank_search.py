@@ -61,7 +61,7 @@ def test_rerank_by_a_model_of_two_classes(tiny: Any) -> None:
     for one in found:
         text = DOCUMENTS[one["corpus_id"]]
         scores = chumoku.classify(QUERY, folder, pair=text, top_k=None, truncate=True)
-        positive = [s["score"] for s in scores if s["label"] == "LABEL_1"][0]  # type: ignore[call-overload,index]
+        positive = next(s["score"] for s in scores if s["label"] == "LABEL_1")  # type: ignore[call-overload,index]
         assert one["score"] == pytest.approx(positive, abs=1e-6)
     assert [r["score"] for r in found] == sorted((r["score"] for r in found), reverse=True)
     with pytest.raises(InputError, match="3 classes"):

@@ -9,6 +9,7 @@ import functools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final, TypeVar
 
 import torch
@@ -42,7 +43,8 @@ def ready(model: ModelLike, verb: str, text: str = "", lang: str | None = None) 
     """The model that answers: as given, or the verb's default for the language of the text."""
     if isinstance(model, Loaded):
         needed = HEADS.get(verb)
-        if needed is not None and model.head not in (needed, "pre-training"):
+        both = ("masked-lm", "next-sentence") if model.head == "pre-training" else (model.head,)
+        if needed is not None and needed not in both:
             raise InputError(
                 f"{verb} needs a model with head {needed!r}, this one has {model.head!r}",
                 advice=f"load it with head={needed!r}",
@@ -50,13 +52,23 @@ def ready(model: ModelLike, verb: str, text: str = "", lang: str | None = None) 
         return model
     if model is None:
         model = default_model(verb, lang or detect_language(text)).source
-    return _loaded(os.fspath(model), HEADS.get(verb))
+    source = os.fspath(model)
+    return _loaded(source, HEADS.get(verb), _state(Path(source)))
 
 
 @functools.lru_cache(maxsize=4)
-def _loaded(source: str, head: str | None) -> Loaded:
-    """Models stay in memory between calls of the same process."""
+def _loaded(source: str, head: str | None, state: tuple[object, ...]) -> Loaded:
+    """Models stay in memory between calls of the same process, until their files change."""
     return load(source, head=head)
+
+
+def _state(path: Path) -> tuple[object, ...]:
+    """Name, size and time of the files of a local source; empty for a name."""
+    if not path.exists():
+        return ()
+    files = [path] if path.is_file() else sorted(f for f in path.iterdir() if f.is_file())
+    found = ((f.name, f.stat()) for f in files)
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in found)
 
 
 def tokenizer_of(loaded: Loaded) -> Tokenizer:

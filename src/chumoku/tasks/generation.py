@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from chumoku.errors import InputError
@@ -62,10 +63,13 @@ def _run(
     check_generates(loaded)
     tokenizer = common.tokenizer_of(loaded)
     model: Any = loaded.model
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, it is {batch_size}")
     answers: list[Generated] = []
-    for start in range(0, len(texts), max(batch_size, 1)):
+    for start in range(0, len(texts), batch_size):
         prompts = [tokenizer.encode(t).ids for t in texts[start : start + batch_size]]
-        answers += generate_ids(model, prompts, settings, tokenizer=tokenizer)
+        for one in generate_ids(model, prompts, settings, tokenizer=tokenizer):
+            answers.append(replace(one, prompt=one.prompt + start))
     return answers
 
 
