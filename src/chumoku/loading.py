@@ -8,9 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
-from chumoku.checkpoints.sources import resolve
-from chumoku.images import ImagePreparation, load_images_config
-from chumoku.quantization.convert import replace_with_blocks
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -18,9 +15,12 @@ from chumoku.checkpoints import assign
 from chumoku.checkpoints.lazy import LazyTensor
 from chumoku.checkpoints.published import Published, read_generation, read_published
 from chumoku.checkpoints.sentence import Sentence
+from chumoku.checkpoints.sources import resolve
 from chumoku.errors import CheckpointError, ConfigError, DeviceError, InputError, ResourceError
+from chumoku.images import ImagePreparation, load_images_config
 from chumoku.models import Architecture, architecture
 from chumoku.models.config_keys import write_labels
+from chumoku.quantization.convert import replace_with_blocks
 from chumoku.text import gguf_tokenizer, load_tokenizer
 from chumoku.text.encoding import Tokenizer
 
@@ -97,9 +97,7 @@ def load(
     """
     place = pick_device(device)
     check_dtype(dtype)
-    resolved = resolve(
-        os.fspath(source), revision=revision, offline=offline, progress=progress
-    )
+    resolved = resolve(os.fspath(source), revision=revision, offline=offline, progress=progress)
     published = read_published(resolved.path)
     if labels is not None:
         published.raw_config.update(write_labels(tuple(labels)))
@@ -236,11 +234,14 @@ def choose_head(head: str | None, arch: Architecture, config: Any, published: Pu
 def declared_head(arch: Architecture, raw: Mapping[str, Any]) -> str | None:
     """The head that `architectures` names, or None."""
     former = getattr(arch, "FORMER_NAMES", {})
-    for name in raw.get("architectures") or ():
+    names = raw.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"architectures must be a list of names, not {names!r:.80}")
+    for name in names:
         if name in former:
             return str(former[name])
         for head, suffix in sorted(arch.HEADS.items(), key=lambda item: -len(item[1])):
-            if str(name).endswith(suffix):
+            if name.endswith(suffix):
                 return head
     return None
 
@@ -291,9 +292,16 @@ class _NoDraws(TorchFunctionMode):
 
 
 def skeleton(arch: Architecture, config: Any, head: str) -> nn.Module:
-    """The model on the meta device: shapes and names, no memory."""
-    with torch.device("meta"), _NoDraws():
-        model: nn.Module = arch.Model(config, head)
+    """The model on the meta device: shapes and names, no memory.
+
+    Raises ConfigError where the config's numbers make no model.
+    """
+    try:
+        with torch.device("meta"), _NoDraws():
+            model: nn.Module = arch.Model(config, head)
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"the config describes no model: {reason:.200}") from error
     return model
 
 
