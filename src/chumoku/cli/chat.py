@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chumoku.cli.common import DEFAULT, Options, open_model, print_json, read_text, say
+from chumoku.cli.common import DEFAULT, Options, TextFile, open_model, print_json, read_text, say
 from chumoku.cli.generate import PLAIN, Sampling, arguments, as_json, interruptible
 from chumoku.errors import ChumokuError, InputError
 
@@ -29,7 +29,7 @@ Ctrl-C stops only the answer."""
 
 def run(
     *message: str,
-    file: Path | None = None,
+    file: TextFile = None,
     system: str | None = None,
     sampling: Sampling = PLAIN,
     options: Options = DEFAULT,

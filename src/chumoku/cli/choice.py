@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from chumoku.cli.common import (
     DEFAULT,
     Flag,
     Options,
+    TextFile,
     open_model,
     print_json,
     print_table,
@@ -22,7 +21,7 @@ def next_sentence(
     first: str | None = None,
     second: str | None = None,
     *,
-    file: Path | None = None,
+    file: TextFile = None,
     truncate: Flag = False,
     options: Options = DEFAULT,
 ) -> None:
@@ -56,7 +55,7 @@ def next_sentence(
 def multiple_choice(
     prompt: str | None = None,
     *choices: str,
-    file: Path | None = None,
+    file: TextFile = None,
     method: str = "auto",
     normalize: bool = True,
     truncate: Flag = False,

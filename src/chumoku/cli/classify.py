@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from chumoku.cli.common import (
     DEFAULT,
     Flag,
     Many,
     Options,
+    TextFile,
     in_batches,
     open_model,
     print_json,
@@ -23,7 +22,7 @@ from chumoku.errors import InputError
 def run(
     *text: str,
     pair: str | None = None,
-    file: Path | None = None,
+    file: TextFile = None,
     top_k: int | None = None,
     function: str = "auto",
     truncate: Flag = False,
@@ -73,7 +72,7 @@ def zero_shot(
     label: Many = None,
     template: str = "This example is {}.",
     multi_label: Flag = False,
-    file: Path | None = None,
+    file: TextFile = None,
     options: Options = DEFAULT,
 ) -> None:
     """Choose among labels that you name, by what the text entails.

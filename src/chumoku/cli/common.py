@@ -26,6 +26,8 @@ PIPE_WIDTH: Final = 10_000
 
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 """An option that is there or not."""
+TextFile = Annotated[Path | None, Parameter(allow_leading_hyphen=True)]
+"""A file, or - for stdin."""
 Many = Annotated[list[str] | None, Parameter(negative="")]
 """An option that may be repeated."""
 
@@ -259,7 +261,8 @@ def progress_bar() -> Iterator[Callable[[int, int], None]]:
     try:
         yield report
     finally:
-        progress.stop()
+        if progress.live.is_started:
+            progress.stop()
 
 
 def in_batches(

@@ -7,6 +7,7 @@ from pathlib import Path
 from chumoku.cli.common import (
     DEFAULT,
     Options,
+    TextFile,
     in_batches,
     open_model,
     print_json,
@@ -19,7 +20,7 @@ from chumoku.errors import InputError
 
 def run(
     *text: str,
-    file: Path | None = None,
+    file: TextFile = None,
     output: Path | None = None,
     pooling: str | None = None,
     normalize: bool | None = None,
@@ -76,7 +77,7 @@ def run(
 
 def similarity(
     *text: str,
-    file: Path | None = None,
+    file: TextFile = None,
     pooling: str | None = None,
     prompt: str | None = None,
     options: Options = DEFAULT,
@@ -109,7 +110,7 @@ def similarity(
 def rerank(
     query: str,
     *document: str,
-    file: Path | None = None,
+    file: TextFile = None,
     top_k: int | None = None,
     options: Options = DEFAULT,
 ) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from chumoku.cli.common import (
     DEFAULT,
     Flag,
     Many,
     Options,
+    TextFile,
     in_batches,
     open_model,
     print_json,
@@ -20,7 +19,7 @@ from chumoku.cli.common import (
 
 def run(
     *text: str,
-    file: Path | None = None,
+    file: TextFile = None,
     top_k: int = 5,
     target: Many = None,
     truncate: Flag = False,

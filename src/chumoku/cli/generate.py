@@ -17,6 +17,7 @@ from chumoku.cli.common import (
     DEFAULT,
     Many,
     Options,
+    TextFile,
     in_batches,
     open_model,
     print_json,
@@ -115,7 +116,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
 def run(
     *text: str,
-    file: Path | None = None,
+    file: TextFile = None,
     sampling: Sampling = PLAIN,
     options: Options = DEFAULT,
 ) -> None:
@@ -185,7 +186,7 @@ def _text_to_text(
 
 def translate(
     *text: str,
-    file: Path | None = None,
+    file: TextFile = None,
     source: str | None = None,
     target: str | None = None,
     prefix: str | None = None,
@@ -208,7 +209,7 @@ def translate(
 
 def summarize(
     *text: str,
-    file: Path | None = None,
+    file: TextFile = None,
     prefix: str | None = None,
     sampling: Sampling = PLAIN,
     options: Options = DEFAULT,
@@ -226,7 +227,7 @@ def summarize(
 
 def text2text(
     *text: str,
-    file: Path | None = None,
+    file: TextFile = None,
     sampling: Sampling = PLAIN,
     options: Options = DEFAULT,
 ) -> None:

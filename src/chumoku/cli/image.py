@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from chumoku.cli.common import (
     DEFAULT,
     Options,
+    TextFile,
     in_batches,
     open_model,
     print_json,
@@ -15,7 +14,7 @@ from chumoku.cli.common import (
 )
 
 
-def run(*image: str, file: Path | None = None, top_k: int = 5, options: Options = DEFAULT) -> None:
+def run(*image: str, file: TextFile = None, top_k: int = 5, options: Options = DEFAULT) -> None:
     """Label pictures.
 
     Args:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from chumoku.cli.common import (
     DEFAULT,
     Options,
+    TextFile,
     in_batches,
     open_model,
     print_json,
@@ -18,7 +17,7 @@ from chumoku.cli.common import (
 
 def run(
     *text: str,
-    file: Path | None = None,
+    file: TextFile = None,
     aggregation: str = "simple",
     stride: int = 64,
     options: Options = DEFAULT,

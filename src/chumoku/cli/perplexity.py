@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from chumoku.cli.common import (
     DEFAULT,
     Flag,
     Options,
+    TextFile,
     in_batches,
     open_model,
     print_json,
@@ -19,7 +18,7 @@ from chumoku.cli.common import (
 
 def run(
     *text: str,
-    file: Path | None = None,
+    file: TextFile = None,
     lines: Flag = False,
     window: int | None = None,
     stride: int | None = None,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from chumoku.cli.common import (
     DEFAULT,
     Flag,
     Options,
+    TextFile,
     open_model,
     print_json,
     print_table,
@@ -21,7 +20,7 @@ def run(
     question: str | None = None,
     context: str | None = None,
     *,
-    file: Path | None = None,
+    file: TextFile = None,
     top_k: int = 3,
     max_length: int = 384,
     stride: int | None = None,

@@ -8,6 +8,7 @@ from pathlib import Path
 from chumoku.cli.common import (
     DEFAULT,
     Options,
+    TextFile,
     open_model,
     print_json,
     print_table,
@@ -22,7 +23,7 @@ def run(
     query: str,
     corpus: Path | None = None,
     *,
-    file: Path | None = None,
+    file: TextFile = None,
     top_k: int = 5,
     column: str = "text",
     index: Path | None = None,
