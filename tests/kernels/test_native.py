@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chumoku.errors import DependencyError, InputError
-from chumoku.kernels import native
+from chumoku.kernels import linear, native
 from chumoku.kernels.blocks import STORAGE, dequantize, quantize, row_bytes
 from chumoku.kernels.linear import (
     block_embedding,
@@ -110,6 +110,25 @@ def test_a_wrong_layout_fails(storage: str) -> None:
         assert difference(native.native_block_linear(x, block.flatten(1), storage), right) > 1e-3
     assert difference(native.native_block_linear(x, raw.flip(0), storage), right) > 1e-3
     assert difference(native.native_block_linear(x, raw, storage), right) < 1e-5
+
+
+@pytest.mark.parametrize("storage", ["Q4_1", "Q6_K"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("piece", [1, 3 * 512, 1 << 20])
+def test_many_rows_go_by_pieces(
+    storage: str, dtype: torch.dtype, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the definition, whatever the size of a piece, on either side of the border MANY."""
+    monkeypatch.setattr(linear, "PIECE", piece)
+    raw = stored_rows(storage, 37, 512, seed=9)
+    draw = torch.Generator().manual_seed(9)
+    bias = torch.randn(37, generator=draw, dtype=dtype)
+    for rows in (linear.MANY - 1, linear.MANY, linear.MANY + 7):
+        x = torch.randn(rows, 512, generator=draw, dtype=dtype)
+        right = block_linear_reference(x.double(), raw, storage, bias.double())
+        assert difference(block_linear(x, raw, storage, bias), right) < 1e-5
+        assert difference(block_linear(x, raw, storage, bias.flip(0)), right) > 1e-3
+        assert difference(block_linear(x, raw.roll(1, 0), storage, bias), right) > 1e-3
 
 
 @built

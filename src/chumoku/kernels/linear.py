@@ -7,7 +7,7 @@ Letters: D values a row, O outputs, V rows of an embedding.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -16,6 +16,12 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from chumoku.kernels import native
 from chumoku.kernels.blocks import dequantize
+
+MANY: Final = 64
+"""Rows of x from which on PyTorch's product of dequantised pieces beats the native kernel."""
+
+PIECE: Final = 1 << 20
+"""Values dequantised at a time, so that they are still in the cache when they are used."""
 
 
 def block_linear_reference(
@@ -29,7 +35,8 @@ def block_linear(x: Tensor, raw: Tensor, storage: str, bias: Tensor | None = Non
     """As block_linear_reference: x [..., D], raw uint8 [O, row_bytes], bias [O] -> [..., O].
 
     One call for whoever records a forward: a TorchFunctionMode sees `block_linear`. On the CPU in
-    float32 a row's result does not depend on how many rows are computed together.
+    float32 a row's result does not depend on how many rows are computed together, as long as they
+    are fewer than MANY.
     InputError: shapes, dtypes or devices that do not fit.
     """
     arguments = (x, raw) if bias is None else (x, raw, bias)
@@ -67,9 +74,24 @@ def _native_serves(raw: Tensor, storage: str) -> bool:
 
 
 def _forward(x: Tensor, raw: Tensor, storage: str, bias: Tensor | None) -> Tensor:
-    if x.dtype is torch.float32 and x.is_cpu and _native_serves(raw, storage):
+    if not x.is_cpu or not _native_serves(raw, storage):
+        return functional.linear(x, dequantize_fast(raw, storage, x.dtype), bias)
+    if x.dtype is torch.float32 and x.numel() < MANY * x.shape[-1]:
         return native.native_block_linear(x, raw, storage, bias)
-    return functional.linear(x, dequantize_fast(raw, storage, x.dtype), bias)
+    return _by_pieces(x, raw, storage, bias)
+
+
+def _by_pieces(x: Tensor, raw: Tensor, storage: str, bias: Tensor | None) -> Tensor:
+    """As block_linear_reference, but never more than PIECE values are dequantised at a time."""
+    rows = max(PIECE // x.shape[-1], 1) if x.shape[-1] else raw.shape[0]
+    if raw.shape[0] <= rows:
+        return functional.linear(x, dequantize_fast(raw, storage, x.dtype), bias)
+    y = x.new_empty(*x.shape[:-1], raw.shape[0])
+    for start in range(0, raw.shape[0], rows):
+        part = slice(start, start + rows)
+        weight = dequantize_fast(raw[part], storage, x.dtype)
+        y[..., part] = functional.linear(x, weight, None if bias is None else bias[part])
+    return y
 
 
 class _BlockLinear(torch.autograd.Function):

@@ -14,6 +14,7 @@ namespace chumoku {
 namespace {
 
 constexpr int ROWS = 4;     // rows computed together for one token
+constexpr int AHEAD = 8;    // rows between what is computed and what is asked from memory
 constexpr int GROUP = 16;   // rows decoded together for many tokens
 constexpr int PANEL = 256;  // values of a row decoded at a time: the largest block
 constexpr int TOKENS = 32;  // tokens that share one decoding of a panel
@@ -65,6 +66,17 @@ inline void finish(const Linear &job, const Lanes *lanes, int64_t token, int64_t
     for (int64_t r = 0; r < rows; r++) y[r] = job.bias ? sums[r] + job.bias[row + r] : sums[r];
 }
 
+// Four rows are four short streams, which a processor does not foresee by itself.
+template <class Format>
+inline void fetch_ahead(const uint8_t *raw, int64_t row_bytes) {
+#if defined(__GNUC__)
+    for (int r = 0; r < ROWS; r++)
+        for (int b = 0; b < Format::bytes; b += 64) __builtin_prefetch(raw + (r + AHEAD) * row_bytes + b);
+#else
+    (void)raw, (void)row_bytes;
+#endif
+}
+
 // One token, four whole rows of whole blocks: decoded values go from registers into the sums.
 template <class Format>
 void four_rows(const Linear &job, int64_t row, int64_t token) {
@@ -73,7 +85,8 @@ void four_rows(const Linear &job, int64_t row, int64_t token) {
     const uint8_t *raw = job.weight + row * row_bytes;
     Lanes acc[ROWS];
     for (int r = 0; r < ROWS; r++) acc[r] = splat(0);
-    for (int64_t c = 0; c < job.inputs; c += Format::values, raw += Format::bytes)
+    for (int64_t c = 0; c < job.inputs; c += Format::values, raw += Format::bytes) {
+        fetch_ahead<Format>(raw, row_bytes);
 #pragma GCC unroll 8
         for (int n = 0; n < Format::values / PART; n++) {
             const float *here = x + c + n * PART;
@@ -84,6 +97,7 @@ void four_rows(const Linear &job, int64_t row, int64_t token) {
                     acc[r] = add_product(b, second, add_product(a, first, acc[r]));
                 });
         }
+    }
     finish(job, acc, token, row, ROWS);
 }
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from chumoku.errors import InputError
 from chumoku.layers import ops
 from chumoku.layers.cache import Cache
 from chumoku.layers.taps import Tap
@@ -32,8 +33,22 @@ class Batch:
     sequences_BT: Tensor | None = None
     cache: Cache | None = None
 
+    @property
+    def past(self) -> int:
+        """Positions before the first of the T tokens."""
+        return 0 if self.cache is None else self.cache.length
+
 
 EMPTY = Batch()
+
+
+def refuse_packing(batch: Batch) -> None:
+    """Raise InputError for packed sequences: a decoder's could not tell their sources apart."""
+    if batch.sequences_BT is not None:
+        raise InputError(
+            "packed sequences are not supported by encoder-decoders",
+            advice="put each sequence in a row of its own",
+        )
 
 
 class Visible(NamedTuple):
@@ -54,11 +69,13 @@ def visible(
     """Combine padding, causality, sliding window and packing.
 
     mask_BS: True where there is a token; S counts cached positions too. window: a query sees itself
-    and window - 1 tokens before it (Mistral, 2310.06825, section 2).
+    and window - 1 tokens before it (Mistral, 2310.06825, section 2). Raises InputError for a mask
+    of another shape or type, and for packed sequences after cached positions.
     """
     T, device = ids_BT.shape[1], ids_BT.device
-    past = 0 if batch.cache is None else batch.cache.length
+    past = batch.past
     S = past + T
+    _check_visible(mask_BS, S, batch)
     restricted = window is not None and window < S
     allowed: Tensor | None = None
     if causal and (restricted or (T > 1 and (past > 0 or mask_BS is not None))):
@@ -80,6 +97,16 @@ def visible(
     return Visible(allowed, causal=causal and T > 1 and allowed is None)
 
 
+def _check_visible(mask_BS: Tensor | None, S: int, batch: Batch) -> None:
+    if mask_BS is not None and (mask_BS.dtype != torch.bool or mask_BS.shape[1:] != (S,)):
+        raise InputError(
+            f"the mask is {mask_BS.dtype} {list(mask_BS.shape)}, not torch.bool [B, {S}]",
+            advice="True where there is a token, cached positions included",
+        )
+    if batch.past and batch.sequences_BT is not None:
+        raise InputError("packed sequences have no cache: it holds one sequence a row")
+
+
 def positions(ids_BT: Tensor, mask_BS: Tensor | None, batch: Batch) -> Tensor:
     """positions_BT: as given, else the number of tokens before each one in its own row.
 
@@ -92,8 +119,8 @@ def positions(ids_BT: Tensor, mask_BS: Tensor | None, batch: Batch) -> Tensor:
         return _positions_in_sequences(batch.sequences_BT)
     if mask_BS is not None:
         return (mask_BS.long().cumsum(1) - 1).clamp(min=0)[:, -T:]
-    past = 0 if batch.cache is None else batch.cache.length
-    return torch.arange(past, past + T, device=ids_BT.device).expand(ids_BT.shape[0], T)
+    place_T = torch.arange(batch.past, batch.past + T, device=ids_BT.device)
+    return place_T.expand(ids_BT.shape[0], T)
 
 
 def _positions_in_sequences(sequences_BT: Tensor) -> Tensor:
@@ -114,14 +141,16 @@ def attend(
     dropout: float = 0.0,
 ) -> Tensor:
     """heads_BNTH by PyTorch's fused kernel. Definition: attend_written(), equal up to rounding."""
-    if q_BNTH.shape[2] == 1:  # one query: two products beat the fused kernel on a CPU
-        return attend_written(
-            q_BNTH, k_BKSH, v_BKSH, seen, scale=scale, bias_BNTS=bias_BNTS, dropout=dropout
-        )
     mask = seen.allowed_B1TS
     if bias_BNTS is not None:
         mask = _as_bias(bias_BNTS, seen)
-    return F.scaled_dot_product_attention(
+    shape, K = q_BNTH.shape, k_BKSH.shape[1]
+    if shape[2] == 1 and shape[1] != K:
+        # One query: the N / K heads that share a key head take the place of T, which is faster.
+        q_BNTH = q_BNTH.reshape(shape[0], K, shape[1] // K, shape[3])
+        if mask is not None and mask.shape[1] != 1:
+            mask = mask.reshape(mask.shape[0], K, shape[1] // K, mask.shape[3])
+    heads_BNTH = F.scaled_dot_product_attention(
         q_BNTH,
         k_BKSH,
         v_BKSH,
@@ -129,8 +158,9 @@ def attend(
         dropout_p=dropout,
         is_causal=seen.causal and bias_BNTS is None,
         scale=scale,
-        enable_gqa=q_BNTH.shape[1] != k_BKSH.shape[1],
+        enable_gqa=q_BNTH.shape[1] != K,
     )
+    return heads_BNTH.reshape(*shape[:3], -1)
 
 
 def _as_bias(bias_BNTS: Tensor, seen: Visible) -> Tensor:
