@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Final, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -51,10 +51,10 @@ def softmax(scores: Tensor) -> Tensor:
 
 @primitive
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """weight * x / sqrt(mean(x^2) + eps) over the last axis (1910.07467, eq. 4)."""
+    """weight * x / sqrt(mean(x^2) + eps) over the last axis (1910.07467, eq. 4), in x's dtype."""
     y = x.to(wide(x.dtype))
     y = y * torch.rsqrt(y.square().mean(dim=-1, keepdim=True) + eps)
-    return weight * y.to(x.dtype)
+    return (weight * y.to(x.dtype)).to(x.dtype)
 
 
 @primitive
@@ -95,7 +95,7 @@ def weighted_sum(weights_BNTS: Tensor, v_BKSH: Tensor) -> Tensor:
 @primitive
 def split_heads(x_BTD: Tensor, heads: int) -> Tensor:
     """[B, T, heads * H] -> [B, heads, T, H], a view."""
-    return x_BTD.view(*x_BTD.shape[:-1], heads, -1).transpose(1, 2)
+    return x_BTD.view(*x_BTD.shape[:-1], heads, x_BTD.shape[-1] // heads).transpose(1, 2)
 
 
 @primitive
@@ -107,9 +107,8 @@ def merge_heads(x_BNTH: Tensor) -> Tensor:
 @primitive
 def patches(pixels_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
     """Cut images into tiles, row by row: -> [B, tiles, C * size[0] * size[1]]."""
-    B, C = pixels_BCHW.shape[:2]
     tiles = pixels_BCHW.unfold(2, size[0], size[0]).unfold(3, size[1], size[1])
-    return tiles.permute(0, 2, 3, 1, 4, 5).reshape(B, -1, C * size[0] * size[1])
+    return tiles.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
 
 
 def project(x_BTD: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
@@ -181,10 +180,3 @@ ACTIVATIONS: Final[dict[str, Activation]] = {
 def scaled(x: Tensor, factor: float) -> Tensor:
     """factor * x, without the multiplication where the factor is 1."""
     return x if factor == 1.0 else x * factor
-
-
-def is_primitive(function: Any) -> bool:
-    """True for the functions marked with @primitive above (and elsewhere)."""
-    return hasattr(function, "__wrapped__") and getattr(function, "__module__", "").startswith(
-        "chumoku."
-    )

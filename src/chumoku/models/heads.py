@@ -69,8 +69,8 @@ def last_token(x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
     B, T = x_BTD.shape[:2]
     if mask_BT is None:
         return torch.full((B,), T - 1, device=x_BTD.device)
-    place = torch.arange(T, device=x_BTD.device)
-    return (place * mask_BT[:, -T:]).argmax(dim=1)
+    number = torch.arange(1, T + 1, device=x_BTD.device)  # from 1: no two maxima
+    return (number * mask_BT[:, -T:]).argmax(dim=1)
 
 
 DECODER_HEADS: Final = (

@@ -146,7 +146,10 @@ class Model(nn.Module):
         x_BTD = self.hidden(ids_BT, mask_BS, batch=batch)
         if self.unembedding is not None:
             return self.unembed(x_BTD)
-        return x_BTD if self.head is None else self.head(x_BTD, mask_BS)
+        if self.head is None:
+            return x_BTD
+        answer = self.head(x_BTD, mask_BS)
+        return self.logits(answer) if isinstance(answer, Tensor) else answer  # type: ignore[no-any-return]
 
 
 def initialise(model: Model) -> None:
@@ -230,29 +233,49 @@ def read_config(raw: Mapping[str, Any], ignore: Collection[str] = ()) -> Config:
 
 def _rotary(raw: Mapping[str, Any], max_positions: int) -> tuple[float, RotaryScaling | None]:
     """theta and the scaling, from rope_theta + rope_scaling (4.x) or rope_parameters (5.x)."""
-    given = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
+    stated = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    if not isinstance(stated, Mapping):
+        raise ConfigError(f"rope scaling must be an object, not {stated!r:.60}")
+    given = dict(stated)
     theta = given.pop("rope_theta", None) or raw.get("rope_theta") or 10000.0
+    theta = _number("rope_theta", theta)
     kind = given.pop("rope_type", given.pop("type", "default"))
     given.pop("type", None)
     if kind == "default":
         return float(theta), None
-    known = {"linear", "dynamic", "llama3", "yarn", "longrope"}
+    known = ("dynamic", "linear", "llama3", "longrope", "yarn")
     if kind not in known:
         raise ConfigError(
-            f"rope scaling {kind!r} is not known", advice=f"supported: {', '.join(sorted(known))}"
+            f"rope scaling {kind!r} is not known", advice=f"supported: {', '.join(known)}"
         )
     values: dict[str, Any] = {}
     for key, value in given.items():
         if key not in SCALING:
             raise ConfigError(f"unknown rope scaling key {key!r}", where="rope_scaling")
         if value is not None:
-            values[SCALING[key]] = tuple(value) if isinstance(value, list) else value
+            values[SCALING[key]] = _scaling_value(key, value)
     original = values.pop("original", None) or raw.get("original_max_position_embeddings")
     if kind == "longrope" and "factor" not in values and original:
         values["factor"] = max_positions / original
     if kind == "dynamic":
         original = max_positions
     return float(theta), RotaryScaling(kind, original=original or max_positions, **values)
+
+
+def _scaling_value(key: str, value: Any) -> Any:
+    """A number; a list of them for longrope's factors; true or false for `truncate`."""
+    if key in ("short_factor", "long_factor") and isinstance(value, list | tuple):
+        return tuple(_number(key, item) for item in value)
+    if key == "truncate" and isinstance(value, bool):
+        return value
+    number = _number(key, value)
+    return int(number) if key == "original_max_position_embeddings" else number
+
+
+def _number(key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e18:
+        raise ConfigError(f"{key} must be a number of at least 0, not {value!r:.60}", where=key)
+    return value
 
 
 SCALING: Final = {

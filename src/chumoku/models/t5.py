@@ -19,7 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chumoku.errors import ConfigError, InputError
-from chumoku.layers.attention import EMPTY, Attention, Batch, Shape, Visible, visible
+from chumoku.layers.attention import (
+    EMPTY,
+    Attention,
+    Batch,
+    Shape,
+    Visible,
+    refuse_packing,
+    visible,
+)
 from chumoku.layers.cache import Cache
 from chumoku.layers.feedforward import FeedForward, GatedFeedForward
 from chumoku.layers.memory import Memory
@@ -158,7 +166,6 @@ class DecoderBlock(nn.Module):
         bias_BNTS: Tensor,
         seen: Visible,
         memory: Memory,
-        seen_source: Visible,
         cache: Cache | None,
     ) -> Tensor:
         x_BTD = self.residual.input(x_BTD)
@@ -169,7 +176,7 @@ class DecoderBlock(nn.Module):
         x_BTD = self.residual.attention(x_BTD + self.dropout(a_BTD))
         q_BNTH = self.cross_attention.project_query(self.cross_attention_norm(x_BTD))
         k_BNSH, v_BNSH = memory.keys[self.layer], memory.values[self.layer]
-        c_BTD = self.cross_attention(q_BNTH, k_BNSH, v_BNSH, seen_source)
+        c_BTD = self.cross_attention(q_BNTH, k_BNSH, v_BNSH, memory.visible)
         x_BTD = self.residual.cross_attention(x_BTD + self.dropout(c_BTD))
         f_BTD = self.feedforward(self.feedforward_norm(x_BTD))
         return self.residual.feedforward(x_BTD + self.dropout(f_BTD))  # type: ignore[no-any-return]
@@ -209,13 +216,11 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """Last hidden states, [B, T, D]."""
         T = ids_BT.shape[1]
-        past = 0 if batch.cache is None else batch.cache.length
-        bias_BNTS = self.get_submodule("blocks.0.attention.relative_bias")(T, past + T)
+        bias_BNTS = self.get_submodule("blocks.0.attention.relative_bias")(T, batch.past + T)
         seen = visible(ids_BT, mask_BS, batch, causal=True)
-        seen_source = visible(ids_BT, memory.mask_BS, EMPTY, causal=False)
         x_BTD = self.dropout(self.embeddings(ids_BT))
         for block in self.blocks:
-            x_BTD = block(x_BTD, bias_BNTS, seen, memory, seen_source, batch.cache)
+            x_BTD = block(x_BTD, bias_BNTS, seen, memory, batch.cache)
         return self.dropout(self.final_norm(x_BTD))  # type: ignore[no-any-return]
 
 
@@ -271,7 +276,7 @@ class EncoderModel(nn.Module):
         self, ids_BT: Tensor, mask_BT: Tensor | None = None, *, batch: Batch = EMPTY
     ) -> Tensor:
         """Last hidden states, [B, T, D]."""
-        _refuse_packing(batch)
+        refuse_packing(batch)
         return self.encoder(ids_BT, mask_BT)  # type: ignore[no-any-return]
 
     def forward(
@@ -303,10 +308,8 @@ class EncoderDecoder(nn.Module):
     def encode(self, source_BS: Tensor, source_mask: Tensor | None = None) -> Memory:
         """The encoder's states, and the keys and values that each decoder block makes of them."""
         hidden_BSD = self.encoder(source_BS, source_mask)
-        blocks = [cast(DecoderBlock, block) for block in self.decoder.blocks]
-        pairs = [block.cross_attention.project_context(hidden_BSD) for block in blocks]
-        keys, values = zip(*pairs, strict=True)
-        return Memory(hidden_BSD, source_mask, keys, values)
+        layers = [cast(DecoderBlock, block).cross_attention for block in self.decoder.blocks]
+        return Memory.of(hidden_BSD, source_mask, layers)
 
     def decode_hidden(
         self,
@@ -317,7 +320,7 @@ class EncoderDecoder(nn.Module):
         batch: Batch = EMPTY,
     ) -> Tensor:
         """The decoder's last hidden states, [B, T, D]. target_mask: [B, S] with a cache."""
-        _refuse_packing(batch)
+        refuse_packing(batch)
         return self.decoder(target_BT, memory, target_mask, batch)  # type: ignore[no-any-return]
 
     def unembed(self, x_BTD: Tensor) -> Tensor:
@@ -365,14 +368,6 @@ class EncoderDecoder(nn.Module):
         ends_BS = torch.isin(source_BS, torch.tensor(self.config.eos_ids, device=source_BS.device))
         answer = self.head(x_BTD, ends_BS)
         return self.logits(answer) if isinstance(answer, Tensor) else answer  # type: ignore[no-any-return]
-
-
-def _refuse_packing(batch: Batch) -> None:
-    if batch.sequences_BT is not None:
-        raise InputError(
-            "packed sequences are not supported by encoder-decoders",
-            advice="put each sequence in a row of its own",
-        )
 
 
 def _head(head: str, config: Config) -> nn.Module | None:

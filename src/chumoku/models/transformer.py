@@ -19,7 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from chumoku.errors import ConfigError, InputError
-from chumoku.layers.attention import EMPTY, Attention, Batch, Shape, Visible, positions, visible
+from chumoku.layers.attention import (
+    EMPTY,
+    Attention,
+    Batch,
+    Shape,
+    Visible,
+    positions,
+    refuse_packing,
+    visible,
+)
 from chumoku.layers.cache import Cache
 from chumoku.layers.feedforward import FeedForward
 from chumoku.layers.memory import Memory
@@ -156,7 +165,6 @@ class DecoderBlock(nn.Module):
         x_BTD: Tensor,
         seen: Visible,
         memory: Memory,
-        seen_source: Visible,
         cache: Cache | None,
     ) -> Tensor:
         x_BTD = self.residual.input(x_BTD)
@@ -165,7 +173,7 @@ class DecoderBlock(nn.Module):
         x_BTD = self.residual.attention(self.attention_norm(x_BTD + self.dropout(a_BTD)))
         q_BNTH = self.cross_attention.project_query(x_BTD)
         k_BNSH, v_BNSH = memory.keys[self.layer], memory.values[self.layer]
-        c_BTD = self.dropout(self.cross_attention(q_BNTH, k_BNSH, v_BNSH, seen_source))
+        c_BTD = self.dropout(self.cross_attention(q_BNTH, k_BNSH, v_BNSH, memory.visible))
         x_BTD = self.residual.cross_attention(self.cross_attention_norm(x_BTD + c_BTD))
         f_BTD = self.dropout(self.feedforward(x_BTD))
         return self.residual.feedforward(self.feedforward_norm(x_BTD + f_BTD))  # type: ignore[no-any-return]
@@ -207,11 +215,10 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """Last hidden states, [B, T, D]."""
         seen = visible(ids_BT, mask_BS, batch, causal=True)
-        seen_source = visible(ids_BT, memory.mask_BS, EMPTY, causal=False)
         x_BTD = self.embeddings(ids_BT, positions(ids_BT, mask_BS, batch))
         for block in self.blocks:
             if not _left_out(self.layerdrop, self.training):
-                x_BTD = block(x_BTD, seen, memory, seen_source, batch.cache)
+                x_BTD = block(x_BTD, seen, memory, batch.cache)
         return x_BTD  # type: ignore[no-any-return]
 
 
@@ -263,10 +270,8 @@ class Model(nn.Module):
     def encode(self, source_BS: Tensor, source_mask: Tensor | None = None) -> Memory:
         """The encoder's states, and the keys and values that each decoder block makes of them."""
         hidden_BSD = self.encoder(source_BS, source_mask)
-        blocks = [cast(DecoderBlock, block) for block in self.decoder.blocks]
-        pairs = [block.cross_attention.project_context(hidden_BSD) for block in blocks]
-        keys, values = zip(*pairs, strict=True)
-        return Memory(hidden_BSD, source_mask, keys, values)
+        layers = [cast(DecoderBlock, block).cross_attention for block in self.decoder.blocks]
+        return Memory.of(hidden_BSD, source_mask, layers)
 
     def decode_hidden(
         self,
@@ -277,11 +282,7 @@ class Model(nn.Module):
         batch: Batch = EMPTY,
     ) -> Tensor:
         """The decoder's last hidden states, [B, T, D]. target_mask: of cached positions too."""
-        if batch.sequences_BT is not None:
-            raise InputError(
-                "packed sequences are not supported by encoder-decoders",
-                advice="put each sequence in a row of its own",
-            )
+        refuse_packing(batch)
         return self.decoder(target_BT, memory, target_mask, batch)  # type: ignore[no-any-return]
 
     def unembed(self, x_BTD: Tensor) -> Tensor:
