@@ -122,7 +122,8 @@ def load(
             model_type=published.raw_config["model_type"],
             notes=resolved.notes,
             unchanged=labels is None
-            and declared_head(arch, published.raw_config) in (None, chosen),
+            and declared_head(arch, published.raw_config) in (None, chosen)
+            and (not new_head or _holds_all(model, arch, config, chosen, published)),
         ),
         sentence=published.sentence,
     )
@@ -257,7 +258,7 @@ def _head_by_tensors(arch: Architecture, config: Any, published: Published) -> s
         pieces = assign.match(published.tensors, arch.names(config, head, published.layout)).pieces
         groups = assign.shared_names(model)
         missing = [g for g in groups.values() if not any(n in pieces for n in g)]
-        missing = [g for g in missing if not _optional(arch, g[0])]
+        missing = [g for g in missing if not _optional(arch, head, g[0])]
         found = sum(n in pieces for group in groups.values() for n in group)
         if not missing and found > used:
             best, used = head, found
@@ -270,8 +271,10 @@ def _head_by_tensors(arch: Architecture, config: Any, published: Published) -> s
     return best
 
 
-def _optional(arch: Architecture, name: str) -> bool:
-    return name.split(".")[0] in getattr(arch, "OPTIONAL", ())
+def _optional(arch: Architecture, head: str, name: str) -> bool:
+    """A module that a file may leave out; a pooler only where no head stands on it."""
+    module = name.split(".")[0]
+    return module in getattr(arch, "OPTIONAL", ()) and (module != "pooler" or head == "encoder")
 
 
 # ---- from tensors to a model ----
@@ -349,14 +352,15 @@ def assemble(
             advice="is model_type in config.json right?",
         )
     pieces = matched.pieces
+    _check_extra(model, pieces, published)
     declared = declared_head(arch, published.raw_config)
     if declared != head and {declared, head} <= SAME_NAME:
         pieces = {n: p for n, p in pieces.items() if not n.startswith("head.")}
     groups = assign.shared_names(model)
     missing = [g[0] for g in groups.values() if not any(n in pieces for n in g)]
-    for name in {n.split(".")[0] for n in missing if _optional(arch, n)}:
+    for name in {n.split(".")[0] for n in missing if _optional(arch, head, n)}:
         setattr(model, name, None)
-    missing = [n for n in missing if not _optional(arch, n)]
+    missing = [n for n in missing if not _optional(arch, head, n)]
     fresh = _fresh(arch, config, head, missing, new_head, published)
     blocks: dict[str, tuple[str, Tensor]] = {}
     state = model.state_dict(keep_vars=True)
@@ -376,6 +380,24 @@ def assemble(
         value = value.to(device, target_dtype(value.dtype, dtype, device))
         _put(model, group, value)
     return replace_with_blocks(model, blocks) if blocks else model
+
+
+def _check_extra(
+    model: nn.Module, pieces: Mapping[str, assign.Piece], published: Published
+) -> None:
+    """Raise CheckpointError for tensors of a part that the model has, but not with these: a block
+    too many, a bias where the config has none. Other heads' tensors, and a pooler, may be there."""
+    names = set(model.state_dict())
+    parts = {name.split(".")[0] for name in names} - {"head", "pooler"}
+    extra = [
+        p.tensor.name for n, p in pieces.items() if n not in names and n.split(".")[0] in parts
+    ]
+    if extra:
+        raise CheckpointError(
+            f"{len(extra)} tensors more than the config describes: {', '.join(extra[:5])}",
+            where=published.path,
+            advice="the config and the weights are of different models",
+        )
 
 
 def _fresh(
@@ -400,7 +422,18 @@ def _fresh(
     model = arch.Model(config, head)
     arch.initialise(model)
     state = model.state_dict()
-    return {name: state[name] for name in missing}
+    stored = (assign.DTYPES.get(t.storage, torch.float32) for t in published.tensors.values())
+    dtype = next((d for d in stored if d.is_floating_point), torch.float32)
+    return {name: state[name].to(dtype) for name in missing}
+
+
+def _holds_all(
+    model: nn.Module, arch: Architecture, config: Any, head: str, published: Published
+) -> bool:
+    """False where something was made anew."""
+    pieces = assign.match(published.tensors, arch.names(config, head, published.layout)).pieces
+    groups = assign.shared_names(model).values()
+    return all(any(name in pieces for name in group) for group in groups)
 
 
 def _kept_blocks(

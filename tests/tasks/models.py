@@ -71,6 +71,8 @@ def build(class_name: str, seed: int = 0, **config: Any) -> Any:
     model = kind(settings).eval()
     with torch.no_grad():
         for name, tensor in model.named_parameters():
+            if "embed_positions" in name:
+                continue  # Marian's sinusoids, which are no weights
             tensor.copy_(torch.from_numpy(weight(name, tuple(tensor.shape), seed)))
     return model
 

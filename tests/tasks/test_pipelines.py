@@ -128,7 +128,7 @@ def test_images_that_are_none(tmp_path: Path, tiny: Any) -> None:
     folder = vit(tmp_path / "vit")
     (tmp_path / "text.png").write_text("not an image")
     for image in (tmp_path / "text.png", tmp_path / "absent.png", np.zeros((20, 20, 5)), "no"):
-        with pytest.raises(InputError, match="image|file|array|picture"):
+        with pytest.raises(InputError, match=r"image|file|array|picture"):
             chumoku.classify_image(image, folder)
     with pytest.raises(InputError, match="no image"):
         chumoku.classify_image([], folder)

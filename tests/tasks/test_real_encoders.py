@@ -23,15 +23,16 @@ from chumoku.tasks import common
 
 pytestmark = pytest.mark.real
 
-SUBJECTS = (
-    "the cat|a young engineer|my neighbour's dog|Tokyo|the 2017 paper|nobody|two rivers".split("|")
-)
-VERBS = "sleeps near|doesn't like|has written about|was built beside|ran 3.5 km to|explains".split(
-    "|"
-)
-OBJECTS = "the café|a neural network!|Paris, France|self-attention|the old bridge|寿司|mats".split(
-    "|"
-)
+SUBJECTS = [
+    "the cat",
+    "a young engineer",
+    "my neighbour's dog",
+    "Tokyo",
+    "the 2017 paper",
+    "nobody",
+]
+VERBS = ["sleeps near", "doesn't like", "has written about", "was built beside", "ran 3.5 km to"]
+OBJECTS = ["the café", "a neural network!", "Paris, France", "self-attention", "寿司", "mats"]
 
 
 def sentences(count: int) -> list[str]:

@@ -50,6 +50,10 @@ DEFAULT_ROLES: Mapping[str, Mapping[str, str]] = {
     "t5": families.T5_ROLES,
 }
 PIECE_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "spm.model")
+TOKENIZER_FILES = frozenset(
+    {*PIECE_FILES, "tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json"}
+    | {"merges.txt", "source.spm", "target.spm"}
+)
 
 
 def load_tokenizer(folder: Path, config: Mapping[str, Any] | None = None) -> Tokenizer | None:
@@ -63,6 +67,8 @@ def load_tokenizer(folder: Path, config: Mapping[str, Any] | None = None) -> Tok
     config = config or {}
     family = _family(settings, config)
     files = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if family != "byt5" and files.isdisjoint(TOKENIZER_FILES):
+        return None
     if family == "japanese":
         from chumoku.text.japanese import japanese_tokenizer
 
