@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from chumoku.checkpoints import assign
+from chumoku.checkpoints.folder import inside
 from chumoku.checkpoints.lazy import LazyTensor
 from chumoku.checkpoints.safetensors import write_safetensors
 from chumoku.errors import CheckpointError, InputError
@@ -37,6 +38,9 @@ SIDE_FILES: Final = (
     *("config_sentence_transformers.json", "sentence_bert_config.json", "README.md"),
 )
 """Files that go with the weights and are copied as they are."""
+
+STEP_FILES: Final = ("config.json", "model.safetensors", "pytorch_model.bin", "README.md")
+"""Files of a step of sentence-transformers (pooling, Dense)."""
 
 
 def save(loaded: Loaded, folder: str | os.PathLike[str], *, dtype: str = "as-is") -> Path:
@@ -60,11 +64,19 @@ def save(loaded: Loaded, folder: str | os.PathLike[str], *, dtype: str = "as-is"
     try:
         place.mkdir(parents=True, exist_ok=True)
         _write_weights(place, tensors)
-        write_json(place / "config.json", published_config(loaded))
+        write_json(place / "config.json", _with_dtype(published_config(loaded), dtype))
         _copy_side_files(loaded, target, place)
     except OSError as error:
         raise CheckpointError(f"cannot write: {error.strerror}", where=target) from error
     return target
+
+
+def _with_dtype(raw: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """The config with the type that the tensors were converted to, under the key it had."""
+    if dtype == "as-is":
+        return raw
+    keys = [key for key in ("dtype", "torch_dtype") if key in raw] or ["torch_dtype"]
+    return raw | dict.fromkeys(keys, dtype)
 
 
 def published_config(loaded: Loaded) -> dict[str, Any]:
@@ -169,7 +181,10 @@ def _copy_side_files(loaded: Loaded, target: Path, place: Path) -> None:
     for name in SIDE_FILES:
         for source, goal in ((published.root, target), (published.folder, place)):
             if (source / name).is_file():
-                shutil.copyfile(source / name, goal / name)
+                shutil.copyfile(inside(source, name), goal / name)
     if published.sentence is not None:
         for path in published.sentence.steps:
-            shutil.copytree(published.root / path, target / path, dirs_exist_ok=True)
+            (target / path).mkdir(parents=True, exist_ok=True)
+            for name in STEP_FILES:
+                if (published.root / path / name).is_file():
+                    shutil.copyfile(inside(published.root / path, name), target / path / name)

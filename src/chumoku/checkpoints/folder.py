@@ -83,6 +83,14 @@ def inside(folder: Path, name: str) -> Path:
     return path
 
 
+def refuse_links(folder: Path) -> None:
+    """Raise CheckpointError where an entry of the folder is a link that leads out of it."""
+    with os.scandir(folder) as entries:
+        names = [e.name for e in entries if e.is_symlink() and os.path.exists(e.path)]
+    for name in names:
+        inside(folder, name)
+
+
 def _blobs(root: Path) -> Path | None:
     """…/models--ORG--NAME/blobs for a folder in …/models--ORG--NAME/snapshots/COMMIT."""
     for commit in (root, *root.parents):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from chumoku.checkpoints import assign
-from chumoku.checkpoints.folder import read_folder_tensors
+from chumoku.checkpoints.folder import read_folder_tensors, read_strict_json, refuse_links
 from chumoku.checkpoints.gguf import GGUFFile, read_gguf
 from chumoku.checkpoints.lazy import LazyTensor
 from chumoku.checkpoints.meta_llama import read_meta_folder
@@ -51,6 +50,9 @@ def read_published(path: Path) -> Published:
     """Recognise the layout of a folder or file and read its config and tensor list."""
     if path.is_file():
         return _read_file(path)
+    if not path.is_dir():
+        raise CheckpointError("there is no such file or folder", where=path)
+    refuse_links(path)
     sentence, origin = read_sentence(path), path
     if sentence is not None and sentence.transformer:
         path = path / sentence.transformer
@@ -59,16 +61,19 @@ def read_published(path: Path) -> Published:
         tensors = read_folder_tensors(path)
         if "architecture" in raw and "model_type" not in raw:
             module: Any = architecture("vit")
-            raw = module.config_from_timm(raw, {k: t.shape for k, t in tensors.items()})
+            shapes = {k: t.shape for k, t in tensors.items()}
+            raw = _translated(module.config_from_timm, path / "config.json", raw, shapes)
             return Published("timm", path, raw, tensors)
         if not raw.get("model_type"):
             raw["model_type"] = infer_model_type(tensors, path)
+        if not isinstance(raw["model_type"], str):
+            raise ConfigError(f"model_type is {raw['model_type']!r:.60}, no name", where=path)
         return Published("hub", path, raw, tensors, sentence=sentence, origin=origin)
     if (path / "params.json").is_file():
         params, tensors = read_meta_folder(path)
         module = architecture("llama")
         vocab_size = _rows(tensors, "tok_embeddings.weight")
-        raw = module.config_from_meta(params, vocab_size)
+        raw = _translated(module.config_from_meta, path / "params.json", params, vocab_size)
         return Published("meta", path, raw, tensors)
     ggufs = [p.name for p in sorted(path.glob("*.gguf")) if not LATER_PART.search(p.name)]
     if len(ggufs) == 1:
@@ -95,12 +100,12 @@ def _read_file(path: Path) -> Published:
             advice="supported: llama, gpt2",
         )
     module: Any = architecture(str(kind))
-    raw = module.config_from_gguf(file.metadata, list(file.tensors))
+    raw = _translated(module.config_from_gguf, path, file.metadata, list(file.tensors))
     factors = file.tensors.get("rope_freqs.weight") if kind == "llama" else None
     if factors is not None:
-        raw["rope_scaling"] = module.scaling_from_gguf(
-            raw, file.metadata, assign.dense(factors).tolist()
-        )
+        values = assign.dense(factors).tolist()
+        scaling = _translated(module.scaling_from_gguf, path, raw, file.metadata, values)
+        raw["rope_scaling"] = scaling
     return Published("gguf", path, raw, dict(file.tensors), gguf=file)
 
 
@@ -112,13 +117,16 @@ def _rows(tensors: Mapping[str, LazyTensor], name: str) -> int:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises CheckpointError naming the file."""
+    return dict(read_strict_json(path))
+
+
+def _translated(translate: Callable[..., dict[str, Any]], where: Path, *given: Any) -> Any:
+    """translate(*given): a config of another layout. Raises ConfigError where it makes no sense."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path.name} cannot be read: {error}", where=path) from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path.name} is not a JSON object", where=path)
-    return value
+        return translate(*given)
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        kind = type(error).__name__
+        raise ConfigError(f"cannot be understood ({kind}: {error})"[:200], where=where) from error
 
 
 def infer_model_type(tensors: Mapping[str, LazyTensor], where: object) -> str:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from chumoku.checkpoints.folder import read_folder_tensors
+from chumoku.checkpoints.files import unsafe_reason
+from chumoku.checkpoints.folder import inside, read_folder_tensors, refuse_links
 from chumoku.checkpoints.lazy import LazyTensor
 from chumoku.errors import CheckpointError, ConfigError
 
@@ -70,10 +71,10 @@ def read_sentence(folder: Path) -> Sentence | None:
     if not listing.is_file():
         return None
     values: dict[str, Any] = {"dense": (), "steps": ()}
-    for step in _json(listing):
+    for step in _steps(listing):
         kind = str(step.get("type", "")).rsplit(".", 1)[-1]
         path = str(step.get("path", ""))
-        place = folder / _inside(folder, path)
+        place = _step(folder, path)
         if kind != "Transformer" and path and place.is_dir():
             values["steps"] = (*values["steps"], path)
         if kind == "Transformer":
@@ -93,7 +94,7 @@ def read_sentence(folder: Path) -> Sentence | None:
     settings = folder / "config_sentence_transformers.json"
     if settings.is_file():
         raw = _json(settings)
-        values["prompts"] = {k: v or "" for k, v in (raw.get("prompts") or {}).items()}
+        values["prompts"] = _prompts(raw.get("prompts") or {}, settings)
         values["default_prompt"] = raw.get("default_prompt_name")
         values["activation"] = str(raw.get("activation_fn") or "")
         if (raw.get("similarity_fn_name") or "cosine") not in ("cosine", "dot"):
@@ -140,13 +141,39 @@ def _dense(place: Path) -> Dense:
     return Dense(tensors["linear.weight"], tensors.get("linear.bias"), name)
 
 
-def _inside(folder: Path, path: str) -> str:
-    if not (folder / path).resolve().is_relative_to(folder.resolve()):
-        raise CheckpointError(f"modules.json points outside its folder: {path!r}", where=folder)
-    return path
+def _step(folder: Path, path: str) -> Path:
+    """The folder of a step. Raises CheckpointError where it, or a file in it, lies elsewhere."""
+    if not path:
+        return folder
+    if unsafe_reason(path):
+        raise CheckpointError(f"modules.json points outside its folder: {path!r:.80}", where=folder)
+    if (folder / path).is_dir():
+        inside(folder, path)
+        refuse_links(folder / path)
+    return folder / path
 
 
-def _json(path: Path) -> Any:
+def _steps(path: Path) -> list[dict[str, Any]]:
+    steps = _parsed(path)
+    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+        raise ConfigError(f"{path.name} must be a list of steps", where=path)
+    return steps
+
+
+def _prompts(prompts: object, where: Path) -> dict[str, str]:
+    if not isinstance(prompts, dict) or not all(isinstance(p or "", str) for p in prompts.values()):
+        raise ConfigError("prompts must give a text for each name", where=where)
+    return {name: text or "" for name, text in prompts.items()}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    value = _parsed(path)
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path.name} is not a JSON object", where=path)
+    return value
+
+
+def _parsed(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -6,6 +6,7 @@ A model file states a `Keys` table; nothing that could change the numbers is los
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Collection, Mapping
@@ -99,15 +100,25 @@ def build(config: type[C], values: Mapping[str, Any]) -> C:
     return config(**checked)
 
 
+LARGEST: Final = 2**31 - 1
+MOST_BLOCKS: Final = 10_000
+"""Bounds on what a hostile config can make a loader build before it meets the tensors."""
+
+
 def _checked(name: str, value: Any, hint: Any) -> Any:
     kinds = typing.get_args(hint) if typing.get_origin(hint) is types.UnionType else (hint,)
+    most = MOST_BLOCKS if name.endswith("blocks") else LARGEST
+    if type(value) is int and abs(value) > most:
+        raise ConfigError(f"{name} is {value:.3e}, the largest possible is {most}", where=name)
     if float in kinds and type(value) is int:
         value = float(value)
     if type(value) in kinds:
         if type(value) is int and value < 0:
             raise ConfigError(f"{name} must not be negative, it is {value}", where=name)
-        if type(value) is float and value != value:
-            raise ConfigError(f"{name} is not a number", where=name)
+        if type(value) is float and not math.isfinite(value):
+            raise ConfigError(f"{name} is {value}, not a number", where=name)
+        if type(value) is float and name.endswith("dropout") and not 0 <= value <= 1:
+            raise ConfigError(f"{name} must lie between 0 and 1, it is {value}", where=name)
         return value
     if not {int, float, bool, str} & set(kinds):
         return value  # made by the model's own reader
@@ -143,6 +154,9 @@ def one_or_list(ids: tuple[int, ...]) -> int | list[int]:
     return ids[0] if len(ids) == 1 else list(ids)
 
 
+MOST_LABELS: Final = 1 << 20
+
+
 def labels(raw: Mapping[str, Any]) -> tuple[str, ...]:
     """The names of the classes, from id2label, else from num_labels, else two of them.
 
@@ -159,7 +173,7 @@ def labels(raw: Mapping[str, Any]) -> tuple[str, ...]:
             raise ConfigError("id2label must number the labels 0, 1, 2, …", where="id2label")
         return tuple(table[i] for i in range(len(table)))
     size = 2 if count is None else count
-    if not isinstance(size, int) or size < 1:
+    if not isinstance(size, int) or not 1 <= size <= MOST_LABELS:
         raise ConfigError(f"num_labels must be a positive whole number, not {size!r}")
     return tuple(f"LABEL_{i}" for i in range(size))
 

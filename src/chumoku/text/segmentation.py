@@ -196,15 +196,16 @@ def _sudachi(options: Mapping[str, Any]) -> Callable[[str], list[str]]:
             "sudachi_projection other than surface changes the words, which then have no place "
             "in the text",
         )
-    if kind in ("core", "small", "full"):
-        install = INSTALL_SUDACHI if kind == "core" else f"pip install sudachidict_{kind}"
-        _package(f"sudachidict_{kind}", f"The Sudachi dictionary {kind}", install)
+    # A settings file of Sudachi may name shared libraries as plug-ins, which it then runs.
+    for name in ("sudachi_config_path", "sudachi_resource_dir"):
+        if options.get(name) is not None:
+            raise ConfigError(f"{name} is not allowed: such a file can make Sudachi run code")
+    if kind not in ("core", "small", "full"):
+        raise ConfigError(f"sudachi_dict_type is {kind!r:.40}", advice="Known: small, core, full.")
+    install = INSTALL_SUDACHI if kind == "core" else f"pip install sudachidict_{kind}"
+    _package(f"sudachidict_{kind}", f"The Sudachi dictionary {kind}", install)
     try:
-        dictionary = sudachipy.Dictionary(
-            config_path=_text_option(options, "sudachi_config_path", None),
-            resource_dir=_text_option(options, "sudachi_resource_dir", None),
-            dict=kind,
-        )
+        dictionary = sudachipy.Dictionary(dict=kind)
         # SudachiPy 0.7 calls it tokenizer, 0.6 create.
         make = getattr(dictionary, "tokenizer", None) or dictionary.create
         tokenizer = make(mode=getattr(sudachipy.SplitMode, mode))
