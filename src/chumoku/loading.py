@@ -102,7 +102,7 @@ def load(
     if labels is not None:
         published.raw_config.update(write_labels(tuple(labels)))
     arch = architecture(published.raw_config["model_type"])
-    config = arch.read_config(published.raw_config, ignore_config)
+    config = read_config(arch, published, ignore_config)
     chosen = choose_head(head, arch, config, published)
     config = untied_as_stored(arch, config, chosen, published)
     check_memory(published.tensors, dtype, place)
@@ -214,6 +214,18 @@ def check_memory(tensors: Mapping[str, LazyTensor], dtype: str, device: torch.de
             where=device,
             advice="take a smaller or a quantised checkpoint, or dtype='bfloat16'",
         )
+
+
+# ---- config ----
+
+
+def read_config(arch: Architecture, published: Published, ignore: Sequence[str] = ()) -> Any:
+    """The architecture's Config. A ConfigError names the file that the value comes from."""
+    try:
+        return arch.read_config(published.raw_config, ignore)
+    except ConfigError as error:
+        error.where = f"{published.path}: {error.where}".removesuffix(": ")
+        raise
 
 
 # ---- head ----

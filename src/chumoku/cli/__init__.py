@@ -124,10 +124,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _show_log() -> None:
     """What the library has to say (a slow path, an old file format) goes to stderr, once."""
     log = logging.getLogger("chumoku")
-    if not log.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
+    handler = logging.StreamHandler()  # a new one: sys.stderr may be another than the last time
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.handlers[:] = [handler]
     log.setLevel(logging.INFO)
 
 

@@ -46,6 +46,7 @@ class Options:
         threads: CPU threads; by default PyTorch's choice.
         seed: seed of everything that is drawn.
         revision: branch, tag or commit on the hub.
+        ignore_config: a key of config.json that does not matter (may be repeated).
         offline: use only what lies on this machine.
         json: print JSON, one object a line.
     """
@@ -58,6 +59,7 @@ class Options:
     threads: int | None = None
     seed: int | None = None
     revision: str | None = None
+    ignore_config: Many = None
     offline: Flag = False
     json: Flag = False
 
@@ -92,6 +94,7 @@ def open_model(options: Options, verb: str, text: str = "", *, published: bool =
         dtype=options.dtype,
         device=options.device,
         revision=options.revision,
+        ignore_config=options.ignore_config or (),
         offline=True if options.offline else None,
         progress=download_progress(),
     )
@@ -143,6 +146,8 @@ def read_items(
     if texts:
         if file is not None:
             raise InputError("give texts or --file, not both")
+        if any(not text.strip() for text in texts):
+            raise InputError("the text is empty")
         return [{fields[0]: text} for text in texts]
     items = []
     for where, line in _lines(file):

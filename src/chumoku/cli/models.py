@@ -67,12 +67,12 @@ def show(source: str, *, revision: str | None = None, json: Flag = False) -> Non
     """
     from chumoku.checkpoints.published import read_published
     from chumoku.checkpoints.sources import resolve
-    from chumoku.loading import choose_head
+    from chumoku.loading import choose_head, read_config
     from chumoku.models import architecture
 
     published = read_published(resolve(source, revision=revision).path)
     arch = architecture(published.raw_config["model_type"])
-    config = arch.read_config(published.raw_config)
+    config = read_config(arch, published)
     head = choose_head(None, arch, config, published)
     table = arch.names(config, head, published.layout)
     rows = []
