@@ -205,3 +205,17 @@ def test_one_table_of_storages() -> None:
     assert lazy.STORAGE is STORAGE
     for name in BLOCK_STORAGES:
         assert gguf.GGML_QUANT_SIZES[GGMLQuantizationType[name]] == STORAGE[name]
+
+
+@pytest.mark.parametrize("storage", BLOCK_WRITABLE)
+def test_the_size_of_pieces_changes_nothing(storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = torch.randn(3, 5, 96, generator=torch.Generator().manual_seed(12))
+    whole = quantize(values, storage)
+    for piece in (1, 200, 1000):
+        monkeypatch.setattr(blocks, "_PIECE", piece)
+        assert torch.equal(quantize(values, storage), whole)
+        assert quantize(values[:0], storage).shape == (0, *whole.shape[1:])
+    assert not torch.equal(quantize(values.flip(0), storage), whole)
+    values[2, 4, 95] = float("nan")  # in the last piece
+    with pytest.raises(InputError, match="NaN"):
+        quantize(values, storage)

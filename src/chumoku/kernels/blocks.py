@@ -85,7 +85,8 @@ def quantize(values: Tensor, storage: str) -> Tensor:
     number of blocks, and, for blocks, values that are not finite or too large for a float16 scale.
     """
     per_block, _ = _sizes(storage)
-    row_bytes(storage, values.shape[-1])
+    width = values.shape[-1]
+    nbytes = row_bytes(storage, width)
     if storage == "BF16":
         return _bfloat16_bytes(values)
     if storage in _PLAIN:
@@ -93,10 +94,24 @@ def quantize(values: Tensor, storage: str) -> Tensor:
     if storage not in _ENCODERS:
         writable = ", ".join([*_PLAIN, *_ENCODERS])
         raise InputError(f"cannot write {storage}", advice=f"writable storages: {writable}")
-    if not bool(torch.isfinite(values).all()):
+    # On a CPU in pieces that stay in its cache; on a GPU at once.
+    rows = max(_PIECE // max(width, 1), 1) if values.is_cpu else max(values.numel(), 1)
+    pieces = [
+        _encoded(_fold(part, width // per_block, per_block), storage)
+        for part in values.reshape(values.shape[:-1].numel(), width).split(rows)
+    ]
+    return torch.cat(pieces).view(*values.shape[:-1], nbytes)
+
+
+_PIECE: Final = 1 << 15
+"""Values quantised at a time on a CPU. More would also wake PyTorch's threads for every step."""
+
+
+def _encoded(blocks: Tensor, storage: str) -> Tensor:
+    """Float blocks [R, n, values per block] -> stored rows uint8 [R, row_bytes]."""
+    if not bool(torch.isfinite(blocks).all()):
         raise InputError(f"infinite or NaN values cannot be stored as {storage}")
-    blocks = _fold(values.to(torch.float32), values.shape[-1] // per_block, per_block)
-    return _ENCODERS[storage](blocks).flatten(-2)
+    return _ENCODERS[storage](blocks.to(torch.float32)).flatten(-2)
 
 
 def _sizes(storage: str) -> tuple[int, int]:
