@@ -18,9 +18,10 @@ from chumoku.checkpoints import assign
 from chumoku.checkpoints.gguf import GGUFValue, write_gguf
 from chumoku.checkpoints.lazy import STORAGE, LazyTensor
 from chumoku.errors import InputError
-from chumoku.kernels.blocks import dequantize, quantize
+from chumoku.kernels.blocks import quantize
+from chumoku.kernels.linear import dequantize_fast
 from chumoku.loading import Loaded
-from chumoku.models import architecture
+from chumoku.models import GGUF, MODEL_TYPES, GGUFLayout, architecture, gguf_layout
 from chumoku.models.names import Rule
 from chumoku.quantization.convert import quantized_layers
 from chumoku.text.gguf_write import gguf_metadata, writable
@@ -31,9 +32,6 @@ FILE_TYPES: Final = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7}
 AS_STORED: Final = "stored"
 
 FLOATS: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-KINDS: Final = {"llama": "llama", "mistral": "llama", "gpt2": "gpt2"}
-"""model_type -> general.architecture."""
 
 ENDS: Final = ("eos", "eot", "eom")
 """GGUF's names for ids that end an answer: of a text, of a turn of a chat, of a message."""
@@ -49,22 +47,21 @@ def save_gguf(loaded: Loaded, path: str | os.PathLike[str], storage: str = "F16"
     if storage not in (*FILE_TYPES, AS_STORED):
         known = ", ".join((*FILE_TYPES, AS_STORED))
         raise InputError(f"GGUF type {storage!r} is not written here", advice=f"one of {known}")
-    kind = loaded.source.model_type
-    module: Any = architecture(kind)
-    if kind not in KINDS or loaded.head != "causal-lm":
-        raise InputError(f"GGUF is written for llama and gpt2 language models, not for {kind}")
-    target = Path(path)
-    metadata = _metadata(loaded, module, storage)
-    tensors = _tensors(loaded, module, storage)
-    factors = module.gguf_factors(loaded.config) if KINDS[kind] == "llama" else None
-    if factors is not None:
-        tensors.append(assign.lazy("rope_freqs.weight", factors))
+    kind = MODEL_TYPES[loaded.source.model_type]
+    if kind not in GGUF or loaded.head != "causal-lm":
+        raise InputError(
+            f"GGUF is written for language models, of {' and '.join(GGUF)}, not for "
+            f"{loaded.source.model_type} with head {loaded.head!r}"
+        )
+    target, layout = Path(path), gguf_layout(kind)
+    metadata = _metadata(loaded, kind, layout, storage)
+    more = layout.gguf_tensors(loaded.config)
+    tensors = _tensors(loaded, storage) + [assign.lazy(name, more[name]) for name in more]
     write_gguf(target, metadata, tensors)
     return target
 
 
-def _metadata(loaded: Loaded, module: Any, storage: str) -> dict[str, object]:
-    kind = KINDS[loaded.source.model_type]
+def _metadata(loaded: Loaded, kind: str, layout: GGUFLayout, storage: str) -> dict[str, object]:
     values: dict[str, object] = {
         "general.architecture": kind,
         "general.type": "model",
@@ -73,7 +70,7 @@ def _metadata(loaded: Loaded, module: Any, storage: str) -> dict[str, object]:
     }
     if storage in FILE_TYPES:
         values["general.file_type"] = FILE_TYPES[storage]
-    values |= module.gguf_metadata(loaded.config)
+    values |= layout.gguf_metadata(loaded.config)
     published = loaded.source.published
     if published is not None and published.gguf is not None:
         kept = published.gguf.values
@@ -115,8 +112,8 @@ def _typed(key: str, value: object) -> object:
     return GGUFValue("array", value, "i32") if key.endswith("token_type") else value
 
 
-def _tensors(loaded: Loaded, module: Any, storage: str) -> list[LazyTensor]:
-    table = module.names(loaded.config, loaded.head, "gguf")
+def _tensors(loaded: Loaded, storage: str) -> list[LazyTensor]:
+    table = architecture(loaded.source.model_type).names(loaded.config, loaded.head, "gguf")
     state = loaded.model.state_dict(keep_vars=True)
     blocks = quantized_layers(loaded.model)
     published = loaded.source.published
@@ -162,7 +159,7 @@ def _tensor(
     if stored[0] is not None and len(set(stored)) == 1 and wanted in (AS_STORED, stored[0]):
         return _block_tensor(name, rule, values, stored[0])
     floats = [
-        value if kind is None else dequantize(value, kind)
+        value if kind is None else dequantize_fast(value, kind)
         for value, kind in zip(values, stored, strict=True)
     ]
     value = assign.published_value(rule, [v.float() for v in floats])

@@ -245,16 +245,13 @@ def choose_head(head: str | None, arch: Architecture, config: Any, published: Pu
 
 
 def declared_head(arch: Architecture, raw: Mapping[str, Any]) -> str | None:
-    """The head that `architectures` names, or None."""
-    former = getattr(arch, "FORMER_NAMES", {})
+    """The head that `architectures` names, or None where no name is that of a published class."""
     names = raw.get("architectures") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ConfigError(f"architectures must be a list of names, not {names!r:.80}")
     for name in names:
-        if name in former:
-            return str(former[name])
-        for head, suffix in sorted(arch.HEADS.items(), key=lambda item: -len(item[1])):
-            if name.endswith(suffix):
+        for head, suffix in arch.HEADS.items():
+            if name in [prefix + suffix for prefix in arch.PUBLISHED.values()]:
                 return head
     return None
 
@@ -286,7 +283,7 @@ def _head_by_tensors(arch: Architecture, config: Any, published: Published) -> s
 def _optional(arch: Architecture, head: str, name: str) -> bool:
     """A module that a file may leave out; a pooler only where no head stands on it."""
     module = name.split(".")[0]
-    return module in getattr(arch, "OPTIONAL", ()) and (module != "pooler" or head == "encoder")
+    return module in arch.OPTIONAL and (module != "pooler" or head == "encoder")
 
 
 # ---- from tensors to a model ----

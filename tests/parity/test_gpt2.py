@@ -18,7 +18,7 @@ from torch import Tensor
 from chumoku.errors import ConfigError, InputError
 from chumoku.layers.attention import Batch
 from chumoku.layers.ops import ACTIVATIONS
-from chumoku.models import gpt2
+from chumoku.models import gpt2, gpt2_gguf
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "config_keys.json"
 EVERY_ACTIVATION = sorted(set(ACTIVATIONS) & set(transformers.activations.ACT2FN))
@@ -210,19 +210,22 @@ def test_gguf_names_are_those_of_the_gguf_package() -> None:
 
 
 def test_config_survives_gguf_metadata() -> None:
+    def nothing(name: str) -> torch.Tensor:
+        raise AssertionError(f"GPT-2's metadata needs no tensor, and asked for {name}")
+
     config = gpt2.Config(vocab_size=77, max_positions=33, width=24, num_heads=3, num_blocks=2)
     for change in ({"feedforward_width": 31, "norm_eps": 1e-3}, {"feedforward_width": 96}):
         wanted = dataclasses.replace(config, **change)
-        metadata = gpt2.gguf_metadata(wanted)
-        assert gpt2.read_config(gpt2.config_from_gguf(metadata, [])) == wanted
-        untied = gpt2.read_config(gpt2.config_from_gguf(metadata, ["output.weight"]))
+        metadata = gpt2_gguf.gguf_metadata(wanted)
+        assert gpt2.read_config(gpt2_gguf.config_from_gguf(metadata, [], nothing)) == wanted
+        untied = gpt2.read_config(gpt2_gguf.config_from_gguf(metadata, ["output.weight"], nothing))
         assert untied == dataclasses.replace(wanted, tied=False)
-    without = {k: v for k, v in gpt2.gguf_metadata(config).items() if "head_count" not in k}
+    without = {k: v for k, v in gpt2_gguf.gguf_metadata(config).items() if "head_count" not in k}
     with pytest.raises(ConfigError, match="n_head"):
-        gpt2.config_from_gguf(without, [])
+        gpt2_gguf.config_from_gguf(without, [], nothing)
     for change in ({"activation": "relu"}, {"scale_by_layer": True}, {"scale_attention": False}):
         with pytest.raises(ConfigError, match="GGUF"):
-            gpt2.gguf_metadata(dataclasses.replace(config, **change))
+            gpt2_gguf.gguf_metadata(dataclasses.replace(config, **change))
 
 
 def test_every_published_config_key_is_known() -> None:

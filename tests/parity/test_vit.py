@@ -17,7 +17,7 @@ from torch import Tensor
 
 from chumoku.errors import ConfigError, InputError
 from chumoku.layers.ops import ACTIVATIONS
-from chumoku.models import vit
+from chumoku.models import vit, vit_timm
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "config_keys.json"
 EVERY_ACTIVATION = sorted(set(ACTIVATIONS) & set(transformers.activations.ACT2FN))
@@ -228,7 +228,7 @@ def timm_model(distilled: bool, seed: int, **more: Any) -> tuple[Any, dict[str, 
 def from_timm(theirs: Any, raw: dict[str, Any]) -> tuple[Any, Any]:
     tensors = theirs.state_dict()
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    published_raw = vit.config_from_timm(raw, shapes)
+    published_raw = vit_timm.config_from_timm(raw, shapes)
     config = vit.read_config(published_raw)
     suffix = published_raw["architectures"][0].removeprefix(vit.PUBLISHED[config.model_type])
     head = next(h for h, name in vit.HEADS.items() if name == suffix)
@@ -285,31 +285,30 @@ def test_a_timm_model_without_classes_is_a_bare_encoder() -> None:
 def test_timm_models_of_another_shape_are_refused() -> None:
     theirs, raw = timm_model(False, 0)
     shapes = {name: tuple(tensor.shape) for name, tensor in theirs.state_dict().items()}
-    assert (
-        vit.config_from_timm(raw, shapes)["num_attention_heads"] == theirs.blocks[0].attn.num_heads
-    )
+    config = vit_timm.config_from_timm(raw, shapes)
+    assert config["num_attention_heads"] == theirs.blocks[0].attn.num_heads
     for name in ("vit_base_patch16_clip_224", "vit_small_patch14_dinov2", "resnet50", "deit3_base"):
         with pytest.raises(ConfigError, match=name):
-            vit.config_from_timm(raw | {"architecture": name}, shapes)
+            vit_timm.config_from_timm(raw | {"architecture": name}, shapes)
     for more in ({"reg_tokens": 4}, {"init_values": 1e-5}, {"global_pool": "avg"}):
         with pytest.raises(ConfigError, match="plain"):
-            vit.config_from_timm(raw | {"model_args": raw["model_args"] | more}, shapes)
+            vit_timm.config_from_timm(raw | {"model_args": raw["model_args"] | more}, shapes)
     with pytest.raises(ConfigError, match="plain"):
-        vit.config_from_timm(raw | {"global_pool": "avg"}, shapes)
+        vit_timm.config_from_timm(raw | {"global_pool": "avg"}, shapes)
     no_class = {name: shape for name, shape in shapes.items() if name != "cls_token"}
     with pytest.raises(ConfigError, match="cls_token"):
-        vit.config_from_timm(raw, no_class)
+        vit_timm.config_from_timm(raw, no_class)
     unknown = {k: v for k, v in raw.items() if k != "model_args"}
     with pytest.raises(ConfigError, match="heads"):
-        vit.config_from_timm(unknown, shapes)
+        vit_timm.config_from_timm(unknown, shapes)
 
 
 def test_timm_labels() -> None:
     theirs, raw = timm_model(False, 0, num_classes=3)
     shapes = {name: tuple(tensor.shape) for name, tensor in theirs.state_dict().items()}
-    named = vit.config_from_timm(raw | {"label_names": ["ant", "bee", "cat"]}, shapes)
+    named = vit_timm.config_from_timm(raw | {"label_names": ["ant", "bee", "cat"]}, shapes)
     assert vit.read_config(named).labels == ("ant", "bee", "cat")
-    plain = vit.config_from_timm(raw | {"label_names": ["ant"]}, shapes)
+    plain = vit_timm.config_from_timm(raw | {"label_names": ["ant"]}, shapes)
     assert vit.read_config(plain).labels == ("LABEL_0", "LABEL_1", "LABEL_2")
 
 

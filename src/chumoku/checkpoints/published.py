@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from torch import Tensor
+
 from chumoku.checkpoints import assign
 from chumoku.checkpoints.folder import read_folder_tensors, read_strict_json, refuse_links
 from chumoku.checkpoints.gguf import GGUFFile, read_gguf
@@ -15,7 +17,9 @@ from chumoku.checkpoints.lazy import LazyTensor
 from chumoku.checkpoints.meta_llama import read_meta_folder
 from chumoku.checkpoints.sentence import Sentence, read_sentence
 from chumoku.errors import CheckpointError, ConfigError
-from chumoku.models import MODEL_TYPES, architecture
+from chumoku.models import GGUF, MODEL_TYPES, architecture, gguf_layout
+from chumoku.models.llama_meta import config_from_meta
+from chumoku.models.vit_timm import config_from_timm
 
 LATER_PART: Final = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 """The parts of a split GGUF file after the first, which stands for all of them."""
@@ -60,9 +64,8 @@ def read_published(path: Path) -> Published:
         raw = read_json(path / "config.json")
         tensors = read_folder_tensors(path)
         if "architecture" in raw and "model_type" not in raw:
-            module: Any = architecture("vit")
             shapes = {k: t.shape for k, t in tensors.items()}
-            raw = _translated(module.config_from_timm, path / "config.json", raw, shapes)
+            raw = _translated(config_from_timm, path / "config.json", raw, shapes)
             return Published("timm", path, raw, tensors)
         if not raw.get("model_type"):
             raw["model_type"] = infer_model_type(tensors, path)
@@ -71,9 +74,8 @@ def read_published(path: Path) -> Published:
         return Published("hub", path, raw, tensors, sentence=sentence, origin=origin)
     if (path / "params.json").is_file():
         params, tensors = read_meta_folder(path)
-        module = architecture("llama")
         vocab_size = _rows(tensors, "tok_embeddings.weight")
-        raw = _translated(module.config_from_meta, path / "params.json", params, vocab_size)
+        raw = _translated(config_from_meta, path / "params.json", params, vocab_size)
         return Published("meta", path, raw, tensors)
     ggufs = [p.name for p in sorted(path.glob("*.gguf")) if not LATER_PART.search(p.name)]
     if len(ggufs) == 1:
@@ -93,19 +95,18 @@ def _read_file(path: Path) -> Published:
         raise CheckpointError("a weights file needs its config.json beside it", where=path)
     file = read_gguf(path)
     kind = file.metadata.get("general.architecture")
-    if kind not in ("llama", "gpt2"):
+    if kind not in GGUF:
         raise CheckpointError(
             f"GGUF architecture {kind!r} is not supported",
             where=path,
-            advice="supported: llama, gpt2",
+            advice=f"supported: {', '.join(GGUF)}",
         )
-    module: Any = architecture(str(kind))
-    raw = _translated(module.config_from_gguf, path, file.metadata, list(file.tensors))
-    factors = file.tensors.get("rope_freqs.weight") if kind == "llama" else None
-    if factors is not None:
-        values = assign.dense(factors).tolist()
-        scaling = _translated(module.scaling_from_gguf, path, raw, file.metadata, values)
-        raw["rope_scaling"] = scaling
+
+    def read(name: str) -> Tensor:
+        return assign.dense(file.tensors[name])
+
+    translate = gguf_layout(str(kind)).config_from_gguf
+    raw = _translated(translate, path, file.metadata, file.tensors, read)
     return Published("gguf", path, raw, dict(file.tensors), gguf=file)
 
 
@@ -157,21 +158,28 @@ GENERATION_KEYS = (
 
 def read_generation(published: Published) -> dict[str, Any]:
     """generation_config.json, else legacy keys of config.json, else GGUF metadata."""
+    if published.gguf is not None:
+        return _gguf_generation(published.gguf.metadata, published.path)
     raw = published.raw_config
     legacy = {key: raw[key] for key in GENERATION_KEYS if raw.get(key) is not None}
-    if published.gguf is not None:
-        metadata = published.gguf.metadata
-        for kind in ("bos", "eos", "padding"):
-            index = metadata.get(f"tokenizer.ggml.{kind}_token_id")
-            if index is not None:
-                legacy[f"{'pad' if kind == 'padding' else kind}_token_id"] = index
-        names = [f"tokenizer.ggml.{kind}_token_id" for kind in ("eos", "eot", "eom")]
-        ends = list(dict.fromkeys(metadata[n] for n in names if metadata.get(n) is not None))
-        if len(ends) > 1:  # the end of a text, of a turn of a chat, of a message
-            legacy["eos_token_id"] = ends
-        return legacy
     path = published.folder / "generation_config.json"
     if not path.is_file():
         return legacy
     ids = {key: value for key, value in legacy.items() if key.endswith("_token_id")}
     return ids | read_json(path)
+
+
+def _gguf_generation(metadata: Mapping[str, object], where: Path) -> dict[str, Any]:
+    """Special ids. Three end an answer: the end of a text, of a turn of a chat, of a message."""
+    kinds = ("bos", "padding", "eos", "eot", "eom")
+    held = {kind: metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in kinds}
+    wrong = [kind for kind, index in held.items() if index is not None and type(index) is not int]
+    if wrong:
+        raise ConfigError(f"tokenizer.ggml.{wrong[0]}_token_id is no token id", where=where)
+    ends = list(dict.fromkeys(held[k] for k in kinds[2:] if held[k] is not None))
+    ids = {
+        "bos_token_id": held["bos"],
+        "pad_token_id": held["padding"],
+        "eos_token_id": ends if len(ends) > 1 else next(iter(ends), None),
+    }
+    return {key: value for key, value in ids.items() if value is not None}

@@ -160,7 +160,7 @@ def attend(
         scale=scale,
         enable_gqa=q_BNTH.shape[1] != K,
     )
-    return heads_BNTH.reshape(*shape[:3], -1)
+    return heads_BNTH.reshape(*shape[:3], v_BKSH.shape[-1])
 
 
 def _as_bias(bias_BNTS: Tensor, seen: Visible) -> Tensor:

@@ -174,6 +174,8 @@ HEADS: Final = {
 }
 """Our head -> the published class name after "Bert" or "Roberta"."""
 
+PUBLISHED: Final = {"bert": "Bert", "roberta": "Roberta"}
+
 OPTIONAL: Final = ("pooler",)
 """Modules of a bare encoder that some files leave out."""
 
@@ -322,9 +324,6 @@ def read_config(raw: Mapping[str, Any], ignore: Collection[str] = ()) -> Config:
     if config.model_type not in PUBLISHED:
         raise ConfigError(f"model_type {config.model_type!r} is not BERT or RoBERTa")
     return config
-
-
-PUBLISHED: Final = {"bert": "Bert", "roberta": "Roberta"}
 
 
 def write_config(config: Config, head: str) -> dict[str, Any]:

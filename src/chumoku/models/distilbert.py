@@ -134,6 +134,11 @@ HEADS: Final = {
 }
 """Our head -> the published class name after "DistilBert"."""
 
+PUBLISHED: Final = {"distilbert": "DistilBert"}
+
+OPTIONAL: Final = ()
+"""No file leaves a module out."""
+
 
 def _head(head: str, config: Config, embedding: nn.Embedding) -> nn.Module | None:
     classes = len(config.labels)
@@ -254,7 +259,7 @@ def write_config(config: Config, head: str) -> dict[str, Any]:
     """Config -> config.json."""
     raw = {"model_type": "distilbert", **config_keys.write(config, KEYS)}
     labels = config_keys.write_labels(config.labels)
-    return {"architectures": ["DistilBert" + HEADS[head]], **raw, **labels}
+    return {"architectures": [PUBLISHED["distilbert"] + HEADS[head]], **raw, **labels}
 
 
 def names(config: Config, head: str, layout: str) -> NameTable:

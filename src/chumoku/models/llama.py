@@ -172,6 +172,11 @@ HEADS: Final = {
 }
 """Our head -> the published class name after "Llama" or "Mistral"."""
 
+PUBLISHED: Final = {"llama": "Llama", "mistral": "Mistral"}
+
+OPTIONAL: Final = ()
+"""No file leaves a module out."""
+
 KEYS: Final = config_keys.Keys(
     reads={
         "vocab_size": "vocab_size",
@@ -199,8 +204,6 @@ KEYS: Final = config_keys.Keys(
     harmless=frozenset({"is_llama_config", "rope_interleaved", "transformers.js_config"}),
 )
 
-
-PUBLISHED: Final = {"llama": "Llama", "mistral": "Mistral"}
 
 MISTRAL: Final = {
     "num_key_value_heads": 8,
@@ -391,144 +394,3 @@ GGUF: Final = (
     rule("output_norm.weight", "final_norm.weight"),
     rule("output.weight", "unembedding.weight"),
 )
-
-
-def config_from_meta(params: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
-    """params.json of a Meta folder -> config.json (SwiGLU's width: 2302.13971's published code)."""
-    width, heads_ = int(params["dim"]), int(params["n_heads"])
-    hidden = int(2 * 4 * width / 3)
-    if params.get("ffn_dim_multiplier") is not None:
-        hidden = int(params["ffn_dim_multiplier"] * hidden)
-    multiple = int(params.get("multiple_of", 256))
-    raw: dict[str, Any] = {
-        "model_type": "llama",
-        "architectures": ["LlamaForCausalLM"],
-        "vocab_size": vocab_size,
-        "hidden_size": width,
-        "num_hidden_layers": int(params["n_layers"]),
-        "num_attention_heads": heads_,
-        "num_key_value_heads": int(params.get("n_kv_heads") or heads_),
-        "intermediate_size": multiple * -(-hidden // multiple),
-        "rms_norm_eps": float(params["norm_eps"]),
-        "rope_theta": float(params.get("rope_theta", 10000.0)),
-        "tie_word_embeddings": False,
-    }
-    if params.get("use_scaled_rope"):
-        raw["rope_scaling"] = {
-            "rope_type": "llama3",
-            "factor": float(params.get("rope_scaling_factor", 8.0)),
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        }
-    return raw
-
-
-def config_from_gguf(metadata: Mapping[str, Any], tensors: Collection[str]) -> dict[str, Any]:
-    """GGUF metadata of architecture llama -> config.json (GGUF specification, "LLaMA" keys)."""
-
-    def get(key: str, default: Any = None) -> Any:
-        return metadata.get(f"llama.{key}", default)
-
-    width, heads_ = get("embedding_length"), get("attention.head_count")
-    raw: dict[str, Any] = {
-        "model_type": "llama",
-        "architectures": ["LlamaForCausalLM"],
-        "hidden_size": width,
-        "num_hidden_layers": get("block_count"),
-        "num_attention_heads": heads_,
-        "num_key_value_heads": get("attention.head_count_kv", heads_),
-        "intermediate_size": get("feed_forward_length"),
-        "max_position_embeddings": get("context_length"),
-        "rms_norm_eps": get("attention.layer_norm_rms_epsilon"),
-        "rope_theta": get("rope.freq_base", 10000.0),
-        "vocab_size": get("vocab_size") or len(metadata.get("tokenizer.ggml.tokens", ())),
-        "head_dim": get("attention.key_length", get("rope.dimension_count")),
-        "attention_bias": "blk.0.attn_q.bias" in tensors,
-        "mlp_bias": "blk.0.ffn_up.bias" in tensors,
-        "tie_word_embeddings": "output.weight" not in tensors,
-    }
-    missing = [key for key, value in raw.items() if value is None and key != "head_dim"]
-    if missing:
-        raise ConfigError(f"GGUF metadata lacks what gives {', '.join(missing)}", where="llama.*")
-    kind = get("rope.scaling.type", "none")
-    if kind in ("linear", "yarn"):
-        raw["rope_scaling"] = {"rope_type": kind, "factor": get("rope.scaling.factor", 1.0)} | {
-            "original_max_position_embeddings": get("rope.scaling.original_context_length")
-        }
-    return raw
-
-
-def gguf_metadata(config: Config) -> dict[str, Any]:
-    """The llama.* keys that a GGUF file of this config needs."""
-    if config.attention_bias or config.feedforward_bias:
-        raise ConfigError("GGUF's llama architecture is written without biases here")
-    window = config.window or config.max_positions
-    if window < config.max_positions or config.activation != "silu":
-        raise ConfigError("GGUF's llama architecture has no sliding window and only SiLU")
-    values: dict[str, Any] = {
-        "vocab_size": config.vocab_size,
-        "context_length": config.max_positions,
-        "embedding_length": config.width,
-        "block_count": config.num_blocks,
-        "feed_forward_length": config.feedforward_width,
-        "rope.dimension_count": config.head_width,
-        "attention.key_length": config.head_width,
-        "attention.value_length": config.head_width,
-        "attention.head_count": config.num_heads,
-        "attention.head_count_kv": config.num_kv_heads,
-        "attention.layer_norm_rms_epsilon": config.norm_eps,
-        "rope.freq_base": config.theta,
-    }
-    scaling = config.scaling
-    if scaling is not None and scaling.kind == "linear":
-        values |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(scaling.factor)}
-    elif scaling is not None:
-        values["rope.scaling.original_context_length"] = scaling.original
-    return {f"llama.{key}": value for key, value in values.items()}
-
-
-def gguf_factors(config: Config) -> Tensor | None:
-    """GGUF's rope_freqs.weight, [H / 2]: what each frequency is divided by; None where alike.
-
-    Raises ConfigError for a scaling that is no fixed factor for each frequency.
-    """
-    scaling = config.scaling
-    if scaling is None or scaling.kind == "linear":
-        return None
-    if scaling.kind == "llama3":
-        return _factors(config.head_width, config.theta, scaling)
-    if scaling.kind != "longrope" or scaling.short != scaling.long or scaling.attention_factor != 1:
-        raise ConfigError(f"rope scaling {scaling.kind!r} is not written to GGUF")
-    return torch.tensor(scaling.short)
-
-
-def _factors(width: int, theta: float, scaling: RotaryScaling) -> Tensor:
-    cpu = torch.device("cpu")
-    plain, _ = rotary_frequencies(width, theta, None, 0, cpu)
-    return plain / rotary_frequencies(width, theta, scaling, 0, cpu)[0]
-
-
-def scaling_from_gguf(
-    raw: Mapping[str, Any], metadata: Mapping[str, Any], factors: list[float]
-) -> dict[str, Any]:
-    """rope_scaling of config.json for the factors in rope_freqs.weight.
-
-    LLaMA 3.1's formula where it gives these factors; else the factors themselves.
-    """
-    original = metadata.get("llama.rope.scaling.original_context_length", 8192)
-    formula = RotaryScaling("llama3", max(factors, default=1.0), original)
-    width = raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"]
-    expected = _factors(width, raw["rope_theta"], formula)
-    if expected.shape == (len(factors),) and torch.allclose(expected, torch.tensor(factors)):
-        return {"rope_type": "llama3", "factor": formula.factor} | {
-            "low_freq_factor": formula.low,
-            "high_freq_factor": formula.high,
-            "original_max_position_embeddings": original,
-        }
-    if len(factors) != width // 2:
-        raise ConfigError(f"{len(factors)} rope factors for heads of width {width}")
-    return {"rope_type": "longrope", "short_factor": factors, "long_factor": factors} | {
-        "attention_factor": 1.0,
-        "original_max_position_embeddings": raw["max_position_embeddings"],
-    }

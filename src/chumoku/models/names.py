@@ -1,6 +1,6 @@
 """Tables between published tensor names and ours: short, invertible, one in each model's file.
 
-A rule pairs a published pattern with ours; `{n}`, `{m}` are numbers, `{p}` is weight or bias.
+A rule pairs a published pattern with ours; `{n}` is a number, `{p}` is weight or bias.
 Several names on our side mean one published tensor whose rows are stacked.
 """
 
@@ -9,10 +9,10 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final
 
-PLACEHOLDERS: Final = {"n": r"\d+", "m": r"\d+", "p": "weight|bias"}
+PLACEHOLDERS: Final = {"n": r"\d+", "p": "weight|bias"}
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,6 @@ class Rule:
     transposed: the published matrix is [in, out] (GPT-2's Conv1D).
     pairs: rows of each head are stored as neighbouring pairs (Meta, GGUF) for this many heads and
     are permuted to halves. shape: the published shape where it differs, with -1 for one free size.
-    head_only: the tensor belongs to a head and carries no base-model prefix.
     """
 
     published: str
@@ -39,6 +38,7 @@ def rule(
     pairs: int = 0,
     shape: tuple[int, ...] | None = None,
 ) -> Rule:
+    """A Rule, with our names written one after the other."""
     return Rule(published, ours, transposed, pairs, shape)
 
 
@@ -59,6 +59,14 @@ def head_rules(by_head: Mapping[str, tuple[Rule, ...]], head: str) -> tuple[Rule
 
 
 @dataclass(frozen=True)
+class Match:
+    """The rule that fits a published name, and our names with their numbers filled in."""
+
+    rule: Rule
+    ours: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class NameTable:
     """All rules of one published layout.
 
@@ -72,7 +80,7 @@ class NameTable:
     heads: tuple[Rule, ...] = ()
     prefix: str = ""
     ignored: tuple[str, ...] = ()
-    aliases: tuple[tuple[str, str], ...] = field(default=())
+    aliases: tuple[tuple[str, str], ...] = ()
 
     def find(self, published: str) -> Match | None:
         """The rule for a published name and our names for it; None where no rule fits."""
@@ -95,12 +103,6 @@ class NameTable:
                         name = _fill(candidate.published, found.groupdict())
                         return candidate, prefix + name, part
         return None
-
-
-@dataclass(frozen=True)
-class Match:
-    rule: Rule
-    ours: tuple[str, ...]
 
 
 def _first(rules: Sequence[Rule], name: str) -> Match | None:

@@ -255,8 +255,10 @@ HEADS: Final = {
 }
 """Our head -> the published class name after "T5" or "MT5"."""
 
-FORMER_NAMES: Final = {"T5WithLMHeadModel": "conditional-generation"}
-"""Old class names in `architectures` -> our head."""
+PUBLISHED: Final = {"t5": "T5", "mt5": "MT5"}
+
+OPTIONAL: Final = ()
+"""No file leaves a module out."""
 
 
 class EncoderModel(nn.Module):
@@ -431,7 +433,6 @@ def initialise(model: EncoderDecoder | EncoderModel) -> None:
 
 # ---- published files ----
 
-PUBLISHED: Final = {"t5": "T5", "mt5": "MT5"}
 
 KEYS: Final = config_keys.Keys(
     reads={

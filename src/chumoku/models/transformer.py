@@ -238,6 +238,8 @@ class LogitsBias(nn.Module):
 HEADS: Final = {"conditional-generation": "MTModel", "encoder-decoder": "Model"}
 """Our head -> the published class name after "Marian"."""
 
+PUBLISHED: Final = {"marian": "Marian", "transformer": "Transformer"}
+
 OPTIONAL: Final = ("head",)
 """The bias on the logits is missing in some files; it is then zero."""
 
@@ -491,9 +493,6 @@ def _check(config: Config) -> None:
             f"pad_token_id {config.pad_id} lies outside a vocabulary of {config.vocab_size}",
             where="pad_token_id",
         )
-
-
-PUBLISHED: Final = {"marian": "Marian", "transformer": "Transformer"}
 
 
 def write_config(config: Config, head: str) -> dict[str, Any]:
