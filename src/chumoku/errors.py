@@ -35,7 +35,7 @@ class ConfigError(ChumokuError):
 
 
 class SourceError(ChumokuError):
-    """A model or data set could not be found or fetched: unknown name, no network, gated, bad hash."""
+    """A model or data set could not be found or fetched: unknown, no network, gated, bad hash."""
 
 
 class TokenizerError(ChumokuError):
@@ -43,7 +43,7 @@ class TokenizerError(ChumokuError):
 
 
 class InputError(ChumokuError):
-    """What the user passed in cannot be processed: empty, too long, not an image, a wrong option."""
+    """What the user passed in cannot be processed: empty, too long, no image, a wrong option."""
 
 
 class DeviceError(ChumokuError):

@@ -98,7 +98,7 @@ def quantize(values: Tensor, storage: str) -> Tensor:
     rows = max(_PIECE // max(width, 1), 1) if values.is_cpu else max(values.numel(), 1)
     pieces = [
         _encoded(_fold(part, width // per_block, per_block), storage)
-        for part in values.reshape(values.shape[:-1].numel(), width).split(rows)
+        for part in torch.split(values.reshape(values.shape[:-1].numel(), width), rows)
     ]
     return torch.cat(pieces).view(*values.shape[:-1], nbytes)
 
