@@ -23,6 +23,7 @@ from tokenizers import pre_tokenizers, processors
 
 import chumoku
 from chumoku.checkpoints import assign
+from chumoku.checkpoints.gguf import read_gguf
 from chumoku.errors import ChumokuError, ConfigError, InputError, TokenizerError
 from chumoku.gguf_export import FILE_TYPES, save_gguf
 
@@ -426,7 +427,8 @@ def test_as_stored(kind: str, storage: str, tmp_path: Path) -> None:
     wide = {"llama": {"hidden_size": 256, "intermediate_size": 256}, "gpt2": {"n_embd": 256}}
     theirs = (files.llama if kind == "llama" else files.gpt2)(4, **wide[kind])
     stored = as_stored(published(theirs, NAMES[kind]), storage)
-    files.write_gguf(tmp_path / "a.gguf", theirs, stored)
+    told = {"general.license": "apache-2.0", "general.name": "A Name", "general.file_type": 15}
+    files.write_gguf(tmp_path / "a.gguf", theirs, stored, metadata=told)
     for dtype in ("auto", "stored"):
         save_gguf(chumoku.load(tmp_path / "a.gguf", dtype=dtype), tmp_path / "b.gguf", "stored")
         before, after = (gguf.GGUFReader(tmp_path / f"{n}.gguf").tensors for n in "ab")
@@ -436,6 +438,11 @@ def test_as_stored(kind: str, storage: str, tmp_path: Path) -> None:
             assert other.tensor_type == tensor.tensor_type, tensor.name
             assert np.array_equal(other.data, tensor.data), tensor.name
         assert not found
+        assert read_gguf(tmp_path / "b.gguf").metadata.items() >= told.items()
+    save_gguf(chumoku.load(tmp_path / "a.gguf"), tmp_path / "c.gguf", "F16")
+    again = read_gguf(tmp_path / "c.gguf").metadata
+    assert again["general.license"] == "apache-2.0"
+    assert again["general.file_type"] == gguf.LlamaFileType.MOSTLY_F16
 
 
 def test_quantised_again_as_something_else(tmp_path: Path) -> None:

@@ -33,6 +33,10 @@ AS_STORED: Final = "stored"
 
 FLOATS: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
+KEPT: Final = ("general.", "tokenizer.")
+REPLACED: Final = ("general.architecture", "general.quantization_version", "general.alignment")
+"""Of a file that came from GGUF: name, licence, languages and tokenizer stay, but for these."""
+
 ENDS: Final = ("eos", "eot", "eom")
 """GGUF's names for ids that end an answer: of a text, of a turn of a chat, of a message."""
 
@@ -68,14 +72,14 @@ def _metadata(loaded: Loaded, kind: str, layout: GGUFLayout, storage: str) -> di
         "general.name": Path(loaded.source.origin).name or kind,
         "general.quantization_version": 2,
     }
-    if storage in FILE_TYPES:
-        values["general.file_type"] = FILE_TYPES[storage]
     values |= layout.gguf_metadata(loaded.config)
     published = loaded.source.published
     if published is not None and published.gguf is not None:
         kept = published.gguf.values
-        values |= {k: v for k, v in kept.items() if k.startswith("tokenizer.")}
-    elif loaded.tokenizer is not None:
+        values |= {k: v for k, v in kept.items() if k.startswith(KEPT) and k not in REPLACED}
+    if storage in FILE_TYPES:
+        values["general.file_type"] = FILE_TYPES[storage]
+    if not any(key.startswith("tokenizer.") for key in values) and loaded.tokenizer is not None:
         tokenizer = loaded.tokenizer
         if published is not None:
             tokenizer = writable(tokenizer, published.folder, published.raw_config)
