@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tasks import models
 
 import chumoku
-from chumoku import loading
+from chumoku import devices
 from chumoku.errors import (
     CheckpointError,
     ChumokuError,
@@ -371,16 +371,16 @@ def test_too_large_for_the_memory(masters: Any, monkeypatch: pytest.MonkeyPatch)
     folder = masters("BertForMaskedLM")
     size = sum(t.numel() for t in load_file(folder / "model.safetensors").values())
     for dtype, width in (("auto", 4), ("stored", 4), ("float16", 2), ("float64", 8)):
-        monkeypatch.setattr(loading, "free_bytes", lambda _, n=size * width - 1: n)
+        monkeypatch.setattr(devices, "free_bytes", lambda _, n=size * width - 1: n)
         with pytest.raises(ResourceError, match="GiB are free") as caught:
             load(folder, dtype=dtype, device="cpu")
         assert "quantised" in caught.value.advice
-        monkeypatch.setattr(loading, "free_bytes", lambda _, n=size * width: n)
+        monkeypatch.setattr(devices, "free_bytes", lambda _, n=size * width: n)
         load(folder, dtype=dtype, device="cpu")
 
 
 def test_free_memory_is_read_where_the_system_tells_it() -> None:
-    free = loading.free_bytes(torch.device("cpu"))
+    free = devices.free_bytes(torch.device("cpu"))
     assert 1 << 20 < free < 1 << 62
 
 
@@ -396,7 +396,7 @@ def test_auto_is_cuda_then_mps_then_cpu(monkeypatch: pytest.MonkeyPatch) -> None
     for cuda, mps, expected in ((1, 1, "cuda"), (0, 1, "mps"), (0, 0, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda c=cuda: bool(c))
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda m=mps: bool(m))
-        assert loading.pick_device("auto").type == expected
+        assert devices.pick_device("auto").type == expected
 
 
 # ---- create ----

