@@ -163,6 +163,16 @@ def test_onto_itself(tmp_path: Path) -> None:
     }
 
 
+def test_onto_itself_under_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models.save(tmp_path / "a", "GPT2LMHeadModel", "gpt2", bos_token_id=0, eos_token_id=0)
+    monkeypatch.chdir(tmp_path)
+    chumoku.save(load(tmp_path / "a", dtype="stored"), "a")
+    # Every file as readable as the umask has it, the small ones too.
+    modes = {path.stat().st_mode for path in Path("a").iterdir()}
+    (tmp_path / "plain").touch()
+    assert modes == {(tmp_path / "plain").stat().st_mode}
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_new_model_is_read_by_transformers(tmp_path: Path, name: str) -> None:
     """What was not loaded is written canonically: the published class finds every tensor."""

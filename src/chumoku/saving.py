@@ -9,8 +9,7 @@ import copy
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from chumoku.checkpoints import assign
 from chumoku.checkpoints.folder import inside
 from chumoku.checkpoints.lazy import LazyTensor
+from chumoku.checkpoints.ranges import atomic_file
 from chumoku.checkpoints.safetensors import write_safetensors
 from chumoku.devices import FLOATS
 from chumoku.errors import CheckpointError, InputError
@@ -27,14 +27,15 @@ from chumoku.loading import Loaded
 from chumoku.models import architecture
 from chumoku.models.names import NameTable
 from chumoku.quantization.convert import dequantize_model, is_quantized
+from chumoku.text.load import PIECE_FILES
 from chumoku.text.write import write_tokenizer
 
 SHARD_BYTES: Final = 5_000_000_000
 
 SIDE_FILES: Final = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model"),
-    *("tokenizer.model", "source.spm", "target.spm", "target_vocab.json", "chat_template.jinja"),
+    *("vocab.txt", "vocab.json", "merges.txt", *PIECE_FILES),
+    *("source.spm", "target.spm", "target_vocab.json", "chat_template.jinja"),
     *("generation_config.json", "preprocessor_config.json", "modules.json"),
     *("config_sentence_transformers.json", "sentence_bert_config.json", "README.md"),
 )
@@ -159,12 +160,10 @@ def _write_weights(folder: Path, tensors: list[LazyTensor]) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Atomic: a temporary file in the same folder, then a rename."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
-        file.write("\n")
-    Path(name).replace(path)
+    """A JSON file that appears whole or not at all."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    with atomic_file(path) as stream:
+        stream.write(f"{text}\n".encode())
 
 
 def _copy_side_files(loaded: Loaded, target: Path, place: Path) -> None:
@@ -177,15 +176,17 @@ def _copy_side_files(loaded: Loaded, target: Path, place: Path) -> None:
         if loaded.images is not None:
             write_json(target / "preprocessor_config.json", loaded.images.to_config())
         return
-    if published.root == target:
+    if published.root.samefile(target):
         return
-    for name in SIDE_FILES:
-        for source, goal in ((published.root, target), (published.folder, place)):
-            if (source / name).is_file():
-                shutil.copyfile(inside(source, name), goal / name)
-    if published.sentence is not None:
-        for path in published.sentence.steps:
-            (target / path).mkdir(parents=True, exist_ok=True)
-            for name in STEP_FILES:
-                if (published.root / path / name).is_file():
-                    shutil.copyfile(inside(published.root / path, name), target / path / name)
+    for source, goal in {published.root: target, published.folder: place}.items():
+        _copy(source, goal, SIDE_FILES)
+    for path in () if published.sentence is None else published.sentence.steps:
+        _copy(published.root / path, target / path, STEP_FILES)
+
+
+def _copy(source: Path, target: Path, names: Iterable[str]) -> None:
+    """Those of the named files that there are."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        if (source / name).is_file():
+            shutil.copyfile(inside(source, name), target / name)
