@@ -104,7 +104,7 @@ def load(
         images=load_images_config(published.folder)
         if published.layout in ("hub", "timm")
         else None,
-        generation=read_generation(published),
+        generation=read_generation(published, ignore_config),
         source=Source(
             origin=os.fspath(source),
             published=published,

@@ -36,7 +36,7 @@ LLAMA = {
 
 
 def test_published_file_is_read() -> None:
-    settings = settings_from_published(OPUS, {"eos_token_id": 7, "num_beams": 2})
+    settings = settings_from_published(OPUS)
     assert settings == Settings(
         bad_words_ids=((58100,),),
         bos_token_id=0,
@@ -51,28 +51,19 @@ def test_published_file_is_read() -> None:
 
 
 def test_published_sampling_counts_as_asked() -> None:
-    settings = settings_from_published(LLAMA, {})
+    settings = settings_from_published(LLAMA)
     assert settings.sampling
     assert (settings.temperature, settings.top_p, settings.eos_token_id) == (
         0.6,
         0.9,
         (128001, 128008, 128009),
     )
-    assert not settings_from_published(LLAMA | {"do_sample": False}, {}).sampling
+    assert not settings_from_published(LLAMA | {"do_sample": False}).sampling
 
 
-def test_legacy_keys_of_the_config() -> None:
-    config = {"hidden_size": 8, "eos_token_id": 2, "num_beams": 4, "early_stopping": True}
-    assert settings_from_published(None, config) == Settings(
-        eos_token_id=(2,), num_beams=4, early_stopping=True
-    )
-
-
-def test_special_ids_that_the_file_leaves_out_come_from_the_config() -> None:
-    settings = settings_from_published(
-        {"do_sample": True}, {"eos_token_id": 2, "pad_token_id": -1, "num_beams": 3}
-    )
-    assert settings == Settings(do_sample=True, eos_token_id=(2,))
+def test_a_negative_id_means_none() -> None:
+    published = {"do_sample": True, "eos_token_id": 2, "pad_token_id": -1}
+    assert settings_from_published(published) == Settings(do_sample=True, eos_token_id=(2,))
 
 
 @pytest.mark.parametrize(
@@ -80,9 +71,8 @@ def test_special_ids_that_the_file_leaves_out_come_from_the_config() -> None:
 )
 def test_unknown_keys_are_refused(key: str) -> None:
     with pytest.raises(ConfigError, match=key):
-        settings_from_published({key: 3}, {})
-    assert settings_from_published({key: 3}, {}, ignore=[key]) == Settings()
-    assert settings_from_published({key: None}, {}) == Settings()
+        settings_from_published({key: 3})
+    assert settings_from_published({key: None}) == Settings()
 
 
 def test_every_published_key_is_known_at_its_default() -> None:
@@ -91,18 +81,18 @@ def test_every_published_key_is_known_at_its_default() -> None:
     names = set(GenerationConfig().to_dict()) | set(vars(GenerationConfig()))
     for name in sorted(names):
         value = defaults.get(name)
-        settings = settings_from_published({name: value}, {})
+        settings = settings_from_published({name: value})
         expected = Settings(**{name: value} if name in RULES and value is not None else {})
         assert settings == expected, name
 
 
 def test_published_nonsense_names_the_file() -> None:
     with pytest.raises(ConfigError, match=r"top_p must be .*generation_config.json: top_p"):
-        settings_from_published({"top_p": 1.5}, {})
+        settings_from_published({"top_p": 1.5})
 
 
 def test_call_arguments_win() -> None:
-    base = settings_from_published(LLAMA, {})
+    base = settings_from_published(LLAMA)
     assert merge(base, temperature=0.9).temperature == 0.9
     assert merge(base, temperature=None) == base
     assert not merge(base, temperature=0).sampling

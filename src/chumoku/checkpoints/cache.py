@@ -29,7 +29,8 @@ from chumoku.errors import SourceError
 PACKAGE_MANIFEST = ".chumoku-package.json"
 _TRUE = ("1", "ON", "YES", "TRUE")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+MODULE_FOLDER = re.compile(r"\d+_\w+")  # of a step of sentence-transformers
 _REPO_FOLDER = re.compile(r"(models|datasets)--(.+)")
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pth", ".pt")
 
@@ -85,7 +86,7 @@ class CachedItem:
     last_used: float
 
 
-# --- Where ------------------------------------------------------------------------------------
+# ---- where ----
 
 
 def _expand(path: str) -> str:
@@ -170,7 +171,7 @@ def offline_reason(offline: bool | None, env: Mapping[str, str] | None = None) -
     return ""
 
 
-# --- Opening a snapshot of the hub's cache ------------------------------------------------------
+# ---- opening a snapshot of the hub's cache ----
 
 
 def repo_folder_name(repo: str, kind: str = "models") -> str:
@@ -225,7 +226,7 @@ def missing_from(snapshot: Path, file: str | None = None) -> str:
             return f"a readable {index.name}"
         lost = sorted(s for s in shards if unsafe_reason(str(s)) or not _is_file(snapshot, str(s)))
         return ", ".join(lost)
-    folders = (snapshot, *(f for f in snapshot.iterdir() if re.fullmatch(r"\d+_\w+", f.name)))
+    folders = (snapshot, *(f for f in snapshot.iterdir() if MODULE_FOLDER.fullmatch(f.name)))
     for folder in folders:
         if any(f.suffix in WEIGHT_SUFFIXES and f.is_file() for f in folder.iterdir()):
             return ""
@@ -248,12 +249,12 @@ def damaged_files(snapshot: Path, markers: Path, file: str | None = None) -> lis
         if not path.is_symlink() or not path.is_file():
             continue
         etag = Path(os.readlink(path)).name
-        if _SHA256.fullmatch(etag) and not digest_holds(path, etag, markers):
+        if SHA256.fullmatch(etag) and not digest_holds(path, etag, markers):
             bad.append(path)
     return bad
 
 
-# --- Listing and removing -----------------------------------------------------------------------
+# ---- listing and removing ----
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ _DEVICE_NAMES = re.compile(r"^(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?$", re.I
 _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f\\:*?"<>|]')
 _STALE_SECONDS = 24 * 3600
 _STAGING = ".chumoku-staging-"
-_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 def unsafe_reason(name: str) -> str:
@@ -128,7 +128,7 @@ def disk_faults(folder: Path, what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL_DISK:
+        if error.errno in FULL_DISK:
             raise ResourceError(
                 f"The disk became full while fetching {what}; nothing half-written was kept",
                 where=folder,

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from chumoku.checkpoints.files import unsafe_reason
 from chumoku.checkpoints.lazy import LazyTensor
@@ -125,7 +125,7 @@ def _read_shards(root: Path, index: str) -> dict[str, LazyTensor]:
 
 def _weight_map(path: Path) -> Mapping[str, str]:
     """Tensor name -> file name. Raises CheckpointError where the index says anything else."""
-    content = read_strict_json(path).get("weight_map")
+    content = read_json(path).get("weight_map")
     if not isinstance(content, dict):
         raise CheckpointError("the index has no weight_map", where=path)
     for key, name in content.items():
@@ -134,18 +134,24 @@ def _weight_map(path: Path) -> Mapping[str, str]:
     return content
 
 
-def read_strict_json(path: Path) -> dict[str, object]:
+def read_json(path: Path) -> dict[str, Any]:
     """A JSON object in which no key comes twice. Raises CheckpointError."""
+    value = read_json_value(path)
+    if not isinstance(value, dict):
+        raise CheckpointError("is not a JSON object", where=path)
+    return value
+
+
+def read_json_value(path: Path) -> object:
+    """As read_json, but the file may hold anything, a list for example."""
     file = stable_file(path)
     if file.size > MAX_INDEX:
         raise CheckpointError(f"is longer than {MAX_INDEX} bytes", where=path)
     try:
         text = file.read(0, file.size).decode("utf-8")
-        value = json.loads(text, object_pairs_hook=_no_twins, parse_constant=_no_constant)
+        value: object = json.loads(text, object_pairs_hook=_no_twins, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot be read as JSON: {error}", where=path) from error
-    if not isinstance(value, dict):
-        raise CheckpointError("is not a JSON object", where=path)
     return value
 
 

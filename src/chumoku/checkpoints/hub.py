@@ -15,7 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from chumoku.checkpoints.cache import WEIGHT_SUFFIXES, Caches, repo_folder_name
+from chumoku.checkpoints.cache import (
+    MODULE_FOLDER,
+    SHA256,
+    WEIGHT_SUFFIXES,
+    Caches,
+    repo_folder_name,
+)
 from chumoku.checkpoints.files import (
     Progress,
     digest_holds,
@@ -53,10 +59,9 @@ class HubFile:
     git_sha1: str | None
 
 
-# --- Which files of a repo ----------------------------------------------------------------------
+# ---- which files of a repo ----
 
 _SHARD = re.compile(r"(model|pytorch_model)-\d+-of-\d+\.(safetensors|bin)")
-_MODULE_FOLDER = re.compile(r"\d+_\w+")
 _SIDE_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".spm", ".tiktoken", ".vocab")
 _NOT_NEEDED = re.compile(
     r"(trainer_state|data_config|.*_results|.*\.index|eval.*|handler|requirements)\.(json|txt)"
@@ -91,7 +96,7 @@ def choose_files(files: Sequence[HubFile], wanted: str | None, repo: str) -> lis
         return chosen
     chosen = []
     for folder in ("", *sorted({f.name.split("/")[0] for f in files if f.name.count("/") == 1})):
-        if folder and not _MODULE_FOLDER.fullmatch(folder):
+        if folder and not MODULE_FOLDER.fullmatch(folder):
             continue
         inside = [f for f in files if str(PurePosixPath(f.name).parent) == (folder or ".")]
         chosen += _weights(inside) + _side_files(inside)
@@ -145,7 +150,7 @@ def _only_gguf(files: Sequence[HubFile], repo: str) -> list[HubFile]:
     )
 
 
-# --- Talking to the hub -------------------------------------------------------------------------
+# ---- talking to the hub ----
 
 
 def _error(reason: Reason, what: str, where: object = "", advice: str = "") -> HubError:
@@ -353,7 +358,7 @@ def _silent_bars() -> Iterator[None]:
         enable_progress_bars()
 
 
-# --- Writing into the cache ---------------------------------------------------------------------
+# ---- writing into the cache ----
 
 
 def _install(source: Path, file: HubFile, folder: Path, snapshot: Path) -> None:
@@ -394,6 +399,6 @@ def weight_digests(snapshot: Path, names: Iterable[str] | None = None) -> dict[s
     for path in sorted(snapshot.rglob("*") if names is None else (snapshot / n for n in names)):
         if path.is_symlink() and path.name.endswith(WEIGHT_SUFFIXES):
             etag = Path(os.readlink(path)).name
-            if re.fullmatch(r"[0-9a-f]{64}", etag):
+            if SHA256.fullmatch(etag):
                 found[path.relative_to(snapshot).as_posix()] = etag
     return found

@@ -16,7 +16,7 @@ from typing import Final
 
 import numpy as np
 
-from chumoku.checkpoints.folder import inside, read_strict_json
+from chumoku.checkpoints.folder import inside, read_json
 from chumoku.checkpoints.lazy import LazyTensor
 from chumoku.checkpoints.torch_bin import read_torch_files
 from chumoku.errors import CheckpointError, ConfigError
@@ -38,7 +38,7 @@ def read_meta_folder(
     where params.json has no usable `dim`.
     """
     root = Path(os.path.abspath(folder))
-    params = read_strict_json(inside(root, "params.json"))
+    params = read_json(inside(root, "params.json"))
     width = params.get("dim")
     if not isinstance(width, int) or isinstance(width, bool) or width < 1:
         raise ConfigError("params.json: dim must be a positive whole number", where=root)

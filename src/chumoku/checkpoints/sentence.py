@@ -5,14 +5,19 @@ modules.json lists the steps; each step's settings lie in a folder of its own (`
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from chumoku.checkpoints.files import unsafe_reason
-from chumoku.checkpoints.folder import inside, read_folder_tensors, refuse_links
+from chumoku.checkpoints.folder import (
+    inside,
+    read_folder_tensors,
+    read_json,
+    read_json_value,
+    refuse_links,
+)
 from chumoku.checkpoints.lazy import LazyTensor
 from chumoku.errors import CheckpointError, ConfigError
 
@@ -93,7 +98,7 @@ def read_sentence(folder: Path) -> Sentence | None:
             )
     settings = folder / "config_sentence_transformers.json"
     if settings.is_file():
-        raw = _json(settings)
+        raw = read_json(settings)
         values["prompts"] = _prompts(raw.get("prompts") or {}, settings)
         values["default_prompt"] = raw.get("default_prompt_name")
         values["activation"] = str(raw.get("activation_fn") or "")
@@ -105,14 +110,14 @@ def read_sentence(folder: Path) -> Sentence | None:
 def _transformer(place: Path) -> dict[str, Any]:
     for name in ("sentence_bert_config.json", "sentence_roberta_config.json"):
         if (place / name).is_file():
-            raw = _json(place / name)
+            raw = read_json(place / name)
             length = raw.get("max_seq_length")
             return {"max_length": length, "lower_case": bool(raw.get("do_lower_case"))}
     return {}
 
 
 def _pooling(place: Path) -> dict[str, Any]:
-    raw = _json(place / "config.json")
+    raw = read_json(place / "config.json")
     modes = tuple(name for key, name in POOLING.items() if raw.get(key))
     newer = raw.get("pooling_mode")
     if newer is not None:
@@ -125,7 +130,7 @@ def _pooling(place: Path) -> dict[str, Any]:
 
 
 def _dense(place: Path) -> Dense:
-    raw = _json(place / "config.json")
+    raw = read_json(place / "config.json")
     tensors = read_folder_tensors(place)
     ends = {raw.get("module_input_name"), raw.get("module_output_name")}
     if raw.get("use_residual") or not ends <= {None, "sentence_embedding"}:
@@ -154,7 +159,7 @@ def _step(folder: Path, path: str) -> Path:
 
 
 def _steps(path: Path) -> list[dict[str, Any]]:
-    steps = _parsed(path)
+    steps = read_json_value(path)
     if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
         raise ConfigError(f"{path.name} must be a list of steps", where=path)
     return steps
@@ -164,17 +169,3 @@ def _prompts(prompts: object, where: Path) -> dict[str, str]:
     if not isinstance(prompts, dict) or not all(isinstance(p or "", str) for p in prompts.values()):
         raise ConfigError("prompts must give a text for each name", where=where)
     return {name: text or "" for name, text in prompts.items()}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    value = _parsed(path)
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path.name} is not a JSON object", where=path)
-    return value
-
-
-def _parsed(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"cannot read {path.name}: {error}", where=path) from error

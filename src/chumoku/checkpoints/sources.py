@@ -32,7 +32,7 @@ from chumoku.checkpoints.cache import (
 from chumoku.checkpoints.files import Progress, digest_holds, unsafe_reason
 from chumoku.errors import InputError, SourceError
 
-# --- The kinds of source ------------------------------------------------------------------------
+# ---- the kinds of source ----
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class ResolvedModel:
     notes: tuple[str, ...] = ()
 
 
-# --- Reading the text ---------------------------------------------------------------------------
+# ---- reading the text ----
 
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 _HUB = re.compile(rf"(?P<repo>{_PART}(?:/{_PART})?)(?:@(?P<revision>[^:@]+))?(?::(?P<file>.+))?")
@@ -232,7 +232,7 @@ def _parse_package(name: str, text: str) -> PackageSource:
     return PackageSource(match["name"], match["version"], match["inside"])
 
 
-# --- Candidates ---------------------------------------------------------------------------------
+# ---- candidates ----
 
 
 @dataclass(frozen=True)
@@ -272,7 +272,7 @@ def _with_revision(source: Source, revision: str | None) -> Source:
     return replace(source, revision=revision)
 
 
-# --- What is here already -----------------------------------------------------------------------
+# ---- what is here already ----
 
 
 def _resolve_path(source: PathSource) -> ResolvedModel:
@@ -361,7 +361,7 @@ def _from_package(
     )
 
 
-# --- Resolving ----------------------------------------------------------------------------------
+# ---- resolving ----
 
 
 def resolve(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -311,46 +311,38 @@ HARMLESS: Final = frozenset(
 
 SPECIAL_IDS: Final = ("eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id")
 
+WHERE: Final = "generation_config.json"
 
-def settings_from_published(
-    generation: Mapping[str, Any] | None,
-    config: Mapping[str, Any],
-    ignore: Collection[str] = (),
-) -> Settings:
-    """generation_config.json, else the legacy keys of config.json -> Settings.
 
-    generation: the file's contents, None where there is none. Ids of special tokens that it leaves
-    out are taken from config. ignore: keys to pass over. Raises ConfigError for a key that is not
-    known and not null, false or empty, and for a value out of range.
+def settings_from_published(generation: Mapping[str, Any]) -> Settings:
+    """Loaded.generation, which has the keys of generation_config.json -> Settings.
+
+    Raises ConfigError for a key that is not known and not null, false or empty, and for a value out
+    of range.
     """
-    published = {n: v for n, v in config.items() if n in RULES or n in RENAMED}
-    where = "config.json"
-    if generation is not None:
-        special = {n: config[n] for n in SPECIAL_IDS if n in config}
-        published, where = special | dict(generation), "generation_config.json"
     values: dict[str, Any] = {}
-    for key, value in published.items():
+    for key, value in generation.items():
         name = RENAMED.get(key, key)
-        if value is None or key in ignore or key in HARMLESS:
+        if value is None or key in HARMLESS:
             continue
         if name in RULES and (key in RENAMED or key not in OURS_ONLY):
             values[name] = _frozen(name, value)
         elif value not in (False, "", [], {}) and value not in NEUTRAL.get(key, ()):
             raise ConfigError(
                 f"generation key {key!r} is not supported",
-                where=where,
+                where=WHERE,
                 advice="name it in ignore_config to load without it",
             )
-    return _published(values, where)
+    return _published(values)
 
 
-def _published(values: dict[str, Any], where: str) -> Settings:
+def _published(values: dict[str, Any]) -> Settings:
     """Settings from read values, after the small contradictions that published files carry."""
     for name in SPECIAL_IDS:
         if _whole(values.get(name)) and values[name] < 0:
             del values[name]  # -1 is how early LLaMA files say that there is none
     if values.get("num_beams", 1) > 1 and values.get("do_sample"):
-        raise ConfigError("beam search with sampling is not supported", where=where)
+        raise ConfigError("beam search with sampling is not supported", where=WHERE)
     if values.get("num_beam_groups", 1) == 1:
         values.pop("diversity_penalty", None)  # does nothing without groups
     if values.get("num_beams", 1) == 1 and not values.get("do_sample"):
@@ -358,4 +350,4 @@ def _published(values: dict[str, Any], where: str) -> Settings:
     try:
         return Settings(**values)
     except InputError as error:
-        raise ConfigError(error.what, where=f"{where}: {error.where}") from error
+        raise ConfigError(error.what, where=f"{WHERE}: {error.where}") from error

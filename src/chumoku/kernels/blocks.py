@@ -15,7 +15,6 @@ from torch import Tensor
 
 from chumoku.errors import InputError
 
-# storage -> (values per block, bytes per block); names are GGUF's, which cover safetensors' too.
 STORAGE: Final[dict[str, tuple[int, int]]] = {
     "F64": (1, 8),
     "F32": (1, 4),
@@ -38,6 +37,7 @@ STORAGE: Final[dict[str, tuple[int, int]]] = {
     "Q5_K": (256, 176),
     "Q6_K": (256, 210),
 }
+"""Storage -> (values and bytes per block); names are GGUF's, which cover safetensors' too."""
 
 
 def row_bytes(storage: str, values: int) -> int:
@@ -369,5 +369,8 @@ _ENCODERS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
     "Q8_0": _encode_q8_0,
 }
 
-READABLE: Final = (*_PLAIN, *_DECODERS)  # storages that `dequantize` takes
-WRITABLE: Final = (*_PLAIN, *_ENCODERS)  # storages that `quantize` takes
+READABLE: Final = (*_PLAIN, *_DECODERS)
+"""Storages that `dequantize` takes."""
+
+WRITABLE: Final = (*_PLAIN, *_ENCODERS)
+"""Storages that `quantize` takes."""

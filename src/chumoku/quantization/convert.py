@@ -17,6 +17,7 @@ from chumoku.kernels.blocks import STORAGE, WRITABLE, quantize, row_bytes
 from chumoku.kernels.linear import dequantize_fast
 from chumoku.quantization.layers import QuantizedEmbedding, QuantizedLinear, blocks_parameter
 
+Quantized = QuantizedLinear | QuantizedEmbedding
 M = TypeVar("M", bound=nn.Module)
 Predicate = Callable[[str, nn.Module], bool]
 Owners = list[tuple[str, nn.Module]]
@@ -31,7 +32,7 @@ def everything(name: str, module: nn.Module) -> bool:
 def quantized_layers(model: nn.Module) -> dict[str, str]:
     """Name and storage of every layer that holds blocks."""
     walk = model.named_modules(remove_duplicate=False)
-    return {n: m.storage for n, m in walk if isinstance(m, QuantizedLinear | QuantizedEmbedding)}
+    return {n: m.storage for n, m in walk if isinstance(m, Quantized)}
 
 
 def is_quantized(model: nn.Module) -> bool:
@@ -94,7 +95,7 @@ def dequantize_model(model: M, dtype: torch.dtype = torch.float32) -> M:
     Returns `model`.
     """
     for raw, owners in _shared_weights(model):
-        storage = quantized_layers(owners[0][1]).get("")
+        storage = next((m.storage for _, m in owners if isinstance(m, Quantized)), None)
         if storage is not None:
             weight = nn.Parameter(dequantize_fast(raw.detach(), storage, dtype))
             _swap_all(model, owners, weight, _to_floats)

@@ -22,8 +22,7 @@ Message = Mapping[str, str]
 
 def effective(loaded: Loaded, arguments: Mapping[str, Any]) -> Settings:
     """The checkpoint's published settings, with the call's own in their place."""
-    published = settings_from_published(dict(loaded.generation), {})
-    return merge(published, **arguments)
+    return merge(settings_from_published(loaded.generation), **arguments)
 
 
 def check_generates(loaded: Loaded) -> None:
