@@ -51,7 +51,7 @@ def stream(
     job = plan(model, prompts, settings, prefixes)
     rows = len(prompts) * settings.num_return_sequences
     seeds = row_seeds(settings, rows) if seeds is None else seeds
-    return _run(model, job, settings, cache_factory, should_stop, ends, seeds)
+    return run(model, job, settings, cache_factory, should_stop, ends, seeds)
 
 
 def row_seeds(settings: Settings, rows: int) -> list[int]:
@@ -62,7 +62,7 @@ def row_seeds(settings: Settings, rows: int) -> list[int]:
     return [sampling.spread(settings.seed, row % each) for row in range(rows)]
 
 
-def _run(
+def run(
     model: Model,
     job: Job,
     settings: Settings,
@@ -71,6 +71,7 @@ def _run(
     ends: Ends | None,
     seeds: Sequence[int],
 ) -> Iterator[Step]:
+    """As stream(), for a job that is planned already."""
     began = time.perf_counter()
     memory = None if job.sources is None else encode(model, job.sources)
     runner = Runner(model, cache_factory(), memory)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from chumoku.errors import InputError
 from chumoku.generation import beams
-from chumoku.generation.decoder import Ends, row_seeds, stream
+from chumoku.generation.decoder import Ends, row_seeds, run
 from chumoku.generation.jobs import Job, plan
 from chumoku.generation.results import Generated, Reason, Step, Timings, Token
 from chumoku.generation.runner import MakeCache, Model, Stop
@@ -40,16 +40,8 @@ def generate(
         found = beams.search(model, job, settings, cache_factory, should_stop)
         return _from_beams(found, job, settings, tokenizer)
     collector = _Collector(job, settings, tokenizer)
-    for step in stream(
-        model,
-        prompts,
-        settings,
-        prefixes=prefixes,
-        cache_factory=cache_factory,
-        should_stop=should_stop,
-        ends=collector.ends,
-        seeds=collector.seeds,
-    ):
+    ends, seeds = collector.ends, collector.seeds
+    for step in run(model, job, settings, cache_factory, should_stop, ends, seeds):
         collector.add(step)
     return [collector.result(row) for row in range(len(collector.seeds))]
 
@@ -91,17 +83,10 @@ def stream_text(
         ):
             yield Piece(made.text or "", made.sequence, made)
         return
-    collector = _Collector(plan(model, [prompt], settings, prefixes), settings, tokenizer)
-    for step in stream(
-        model,
-        [prompt],
-        settings,
-        prefixes=prefixes,
-        cache_factory=cache_factory,
-        should_stop=should_stop,
-        ends=collector.ends,
-        seeds=collector.seeds,
-    ):
+    job = plan(model, [prompt], settings, prefixes)
+    collector = _Collector(job, settings, tokenizer)
+    ends, seeds = collector.ends, collector.seeds
+    for step in run(model, job, settings, cache_factory, should_stop, ends, seeds):
         collector.add(step)
         for row in sorted({token.row for token in step.tokens} | step.finished.keys()):
             text = collector.texts[row].take()
