@@ -18,6 +18,7 @@ import pytest
 from fakes.zoo import Zoo
 
 from chumoku.cli import COMMANDS, EXAMPLES
+from chumoku.cli.common import download_progress
 
 pty = pytest.importorskip("pty")
 Run = Callable[..., Any]
@@ -320,3 +321,21 @@ def test_a_model_cannot_steer_the_terminal(terminal: Callable[..., Terminal], mo
     assert there.end() == 0
     assert not set(there.shown) & {chr(n) for n in (*range(9), *range(14, 32), 127)}
     assert "\ufffd" in there.shown
+
+
+def test_progress_of_a_download(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line in a log; on a terminal one line that grows to 100% once."""
+    steps = [(0, 4_000_000), (1_000_000, 4_000_000), (4_000_000, 4_000_000), (4_000_000, 4_000_000)]
+    report = download_progress()
+    for done, total in steps:
+        report("a model", done, total)
+    assert capsys.readouterr().err == "fetching a model (4.0 MB)\n"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    report = download_progress()
+    for done, total in steps:
+        report("a model", done, total)
+    shown = capsys.readouterr().err
+    assert shown.count("100% of 4.0 MB\n") == 1
+    assert shown.endswith("fetching a model 100% of 4.0 MB\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -115,9 +116,9 @@ def download_progress() -> Callable[[str, int, int], None]:
                 print(f"fetching {name} ({_megabytes(total)})", file=sys.stderr)
             shown[name] = now
             return
-        if now - shown.get(name, 0.0) < 0.25 and not whole:
+        if now - shown.get(name, 0.0) < (0.25 if not whole else 0.0):
             return
-        shown[name] = now
+        shown[name] = math.inf if whole else now
         share = f"{done / total:4.0%} of {_megabytes(total)}" if total else _megabytes(done)
         print(f"\r\x1b[Kfetching {name} {share}", end="\n" if whole else "", file=sys.stderr)
         sys.stderr.flush()
@@ -189,12 +190,15 @@ def read_text(text: str | None, file: Path | None) -> str:
         if file is not None:
             raise InputError("give the text or --file, not both")
         return text
-    return _decoded(file)
+    whole = _decoded(file)
+    if not whole.strip():
+        raise InputError("the input is empty", where=_name(file))
+    return whole
 
 
 def _lines(file: Path | None) -> list[tuple[str, str]]:
     """(place, line) of every line that is not blank. Raises InputError where there is none."""
-    where = "stdin" if file is None or str(file) == "-" else str(file)
+    where = _name(file)
     lines = _decoded(file).split("\n")
     found = [(f"{where}:{n}", line.rstrip("\r")) for n, line in enumerate(lines, 1) if line.strip()]
     if not found:
@@ -202,8 +206,12 @@ def _lines(file: Path | None) -> list[tuple[str, str]]:
     return found
 
 
+def _name(file: Path | None) -> str:
+    return "stdin" if file is None or str(file) == "-" else str(file)
+
+
 def _decoded(file: Path | None) -> str:
-    where = "stdin" if file is None or str(file) == "-" else str(file)
+    where = _name(file)
     if where != "stdin":
         try:
             raw = Path(where).read_bytes()

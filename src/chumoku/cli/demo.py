@@ -8,7 +8,7 @@ from chumoku.cli.common import DEFAULT, Options
 def run(*, options: Options = DEFAULT) -> None:
     """A short tour with real models: chat, similarity, attention.
 
-    The first run fetches about 190 MB; later ones need no network.
+    The first run fetches about 180 MB; later ones need no network.
     """
     from chumoku.cli.tour import tour
 
