@@ -1,4 +1,4 @@
-"""Whatever is wrong with the input: one clear error, exit code 2, no traceback (RELIABILITY, G).
+"""Whatever is wrong with the input: one clear error, exit code 2, no traceback.
 
 Each row is a command line on a damaged copy of a tiny model, and what the message must say: the
 fault, where it is, and what to do.
