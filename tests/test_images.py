@@ -17,7 +17,8 @@ from transformers.models.deit.image_processing_pil_deit import DeiTImageProcesso
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from chumoku.errors import ConfigError, InputError
-from chumoku.images import ImagePreparation, load_images_config, read_config, read_timm
+from chumoku.image_settings import load_images_config, read_config, read_timm
+from chumoku.images import ImagePreparation
 
 PROCESSORS = {
     "ViTImageProcessor": ViTImageProcessorPil,

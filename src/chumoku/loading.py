@@ -16,7 +16,8 @@ from chumoku.checkpoints.sentence import Sentence
 from chumoku.checkpoints.sources import resolve
 from chumoku.devices import check_dtype, check_memory, pick_device
 from chumoku.errors import CheckpointError
-from chumoku.images import ImagePreparation, load_images_config
+from chumoku.image_settings import load_images_config
+from chumoku.images import ImagePreparation
 from chumoku.models import architecture
 from chumoku.models.config_keys import write_labels
 from chumoku.text import gguf_tokenizer, load_tokenizer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from chumoku.checkpoints.defaults import DEFAULTS, VERBS, default_model, detect_language
-from chumoku.checkpoints.sources import AliasSource, HubSource, parse_source
+from chumoku.checkpoints.source_names import AliasSource, HubSource, parse_source
 from chumoku.errors import InputError
 
 VERBS_OF_THE_ISSUE = {

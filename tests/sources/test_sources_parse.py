@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 from fakes.hub import FakeHub, Repo, make_wheel, tiny_model
 
-from chumoku.checkpoints import sources
-from chumoku.checkpoints.sources import (
+from chumoku.checkpoints import source_names, sources
+from chumoku.checkpoints.source_names import (
     AliasSource,
     HubSource,
     KnownModel,
     PackageSource,
     PathSource,
     parse_source,
-    resolve,
 )
+from chumoku.checkpoints.sources import resolve
 from chumoku.errors import InputError, SourceError
 
 COMMIT = "c" * 40
@@ -47,7 +47,7 @@ COMMIT = "c" * 40
         ("x.safetensors", PathSource(Path("x.safetensors"))),
     ],
 )
-def test_kinds(text: str, source: sources.Source) -> None:
+def test_kinds(text: str, source: source_names.Source) -> None:
     assert parse_source(text) == source
     if isinstance(source, (HubSource, PackageSource)):
         assert parse_source(str(source)) == source
@@ -114,7 +114,8 @@ def known(monkeypatch: pytest.MonkeyPatch, fake: FakeHub) -> bytes:
             "rounded",
         )
     }
-    monkeypatch.setattr(sources, "KNOWN_MODELS", table)
+    for module in (source_names, sources):
+        monkeypatch.setattr(module, "KNOWN_MODELS", table)
     return weights
 
 

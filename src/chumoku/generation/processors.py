@@ -63,7 +63,8 @@ def processors(settings: Settings, like_BV: Tensor) -> tuple[Processor, ...]:
     Raises InputError for a token id outside the vocabulary.
     """
     chain = _biases_and_penalties(settings, like_BV)
-    chain += _constraints(settings, like_BV)
+    chain += _minimum_lengths(settings, like_BV)
+    chain += _forced_and_suppressed(settings, like_BV)
     if settings.sampling:
         chain += _filters(settings)
     if settings.renormalize_logits:
@@ -110,20 +111,22 @@ def _biases_and_penalties(s: Settings, like_BV: Tensor) -> list[Processor]:
     return chain
 
 
-def _constraints(s: Settings, like_BV: Tensor) -> list[Processor]:
-    """Minimum lengths, forced and suppressed tokens."""
-    chain: list[Processor] = []
+def _ids(ids: tuple[int, ...], like_BV: Tensor) -> Tensor:
+    """Those of the ids that the vocabulary has."""
+    known = [i for i in ids if i < like_BV.shape[-1]]
+    return torch.tensor(known, dtype=torch.long, device=like_BV.device)
+
+
+def _forced_ids(ids: tuple[int, ...], like_BV: Tensor) -> Tensor:
     V = like_BV.shape[-1]
+    if max(ids) >= V:
+        raise InputError(f"forced token {max(ids)} is outside the vocabulary of {V}")
+    return _ids(ids, like_BV)
 
-    def listed(ids: tuple[int, ...]) -> Tensor:
-        return torch.tensor([i for i in ids if i < V], dtype=torch.long, device=like_BV.device)
 
-    def forced_ids(ids: tuple[int, ...]) -> Tensor:
-        if max(ids) >= V:
-            raise InputError(f"forced token {max(ids)} is outside the vocabulary of {V}")
-        return listed(ids)
-
-    eos_N = listed(s.eos_token_id)
+def _minimum_lengths(s: Settings, like_BV: Tensor) -> list[Processor]:
+    chain: list[Processor] = []
+    eos_N = _ids(s.eos_token_id, like_BV)
     if s.min_length and s.eos_token_id:
 
         def long_enough(past: Past, x: Tensor) -> Tensor:
@@ -135,8 +138,13 @@ def _constraints(s: Settings, like_BV: Tensor) -> list[Processor]:
     if s.min_new_tokens and s.eos_token_id:
         least = s.min_new_tokens
         chain.append(lambda past, x: sampling.suppress(x, eos_N) if past.generated < least else x)
+    return chain
+
+
+def _forced_and_suppressed(s: Settings, like_BV: Tensor) -> list[Processor]:
+    chain: list[Processor] = []
     if s.forced_bos_token_id is not None:
-        first_N = forced_ids((s.forced_bos_token_id,))
+        first_N = _forced_ids((s.forced_bos_token_id,), like_BV)
         chain.append(
             lambda past, x: (
                 sampling.force(x, first_N, past.lengths_B + past.generated == 1)
@@ -145,13 +153,13 @@ def _constraints(s: Settings, like_BV: Tensor) -> list[Processor]:
             )
         )
     if s.forced_eos_token_id:
-        last_N = forced_ids(s.forced_eos_token_id)
+        last_N = _forced_ids(s.forced_eos_token_id, like_BV)
         chain.append(lambda past, x: sampling.force(x, last_N, past.limits_B == past.generated + 1))
     if s.suppress_tokens:
-        never_N = listed(s.suppress_tokens)
+        never_N = _ids(s.suppress_tokens, like_BV)
         chain.append(lambda past, x: sampling.suppress(x, never_N))
     if s.begin_suppress_tokens:
-        not_first_N = forced_ids(s.begin_suppress_tokens)
+        not_first_N = _forced_ids(s.begin_suppress_tokens, like_BV)
         forced = s.forced_bos_token_id is not None
 
         def begin(past: Past, x: Tensor) -> Tensor:

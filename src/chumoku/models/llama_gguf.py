@@ -47,21 +47,32 @@ def config_from_gguf(
     missing = [key for key, value in raw.items() if value is None and key != "head_dim"]
     if missing:
         raise ConfigError(f"GGUF metadata lacks what gives {', '.join(missing)}", where="llama.*")
-    head_width = get("attention.key_length", get("rope.dimension_count"))
-    if get("rope.dimension_count", head_width) != head_width:
+    scaling = _scaling(metadata, raw, read if ROPE in tensors else None)
+    return raw if scaling is None else raw | {"rope_scaling": scaling}
+
+
+def _scaling(
+    metadata: Mapping[str, Any], raw: Mapping[str, Any], read: Callable[[str], Tensor] | None
+) -> dict[str, Any] | None:
+    """rope_scaling of config.json; None where the rotation is the plain one."""
+
+    def get(key: str, default: Any = None) -> Any:
+        return metadata.get(f"llama.rope.{key}", default)
+
+    head_width = raw["head_dim"]
+    if get("dimension_count", head_width) != head_width:
         raise ConfigError(
             "a rotation of a part of each head is not supported", where="llama.rope.*"
         )
-    kind, original = get("rope.scaling.type", "none"), get("rope.scaling.original_context_length")
+    kind, original = get("scaling.type", "none"), get("scaling.original_context_length")
     if kind not in ("none", "linear", "yarn"):
         raise ConfigError(f"rope scaling {kind!r} is not known", where="llama.rope.scaling.type")
-    if kind != "none":
-        raw["rope_scaling"] = {"rope_type": kind, "factor": get("rope.scaling.factor", 1.0)} | {
-            "original_max_position_embeddings": original
-        }
-    if ROPE in tensors:
-        raw["rope_scaling"] = _stretched(raw, original or 8192, read(ROPE).tolist())
-    return raw
+    if read is not None:
+        return _stretched(raw, original or 8192, read(ROPE).tolist())
+    if kind == "none":
+        return None
+    factor = get("scaling.factor", 1.0)
+    return {"rope_type": kind, "factor": factor, "original_max_position_embeddings": original}
 
 
 def _stretched(raw: Mapping[str, Any], original: int, factors: list[float]) -> dict[str, Any]:
