@@ -7,6 +7,7 @@ added_tokens.json, merged in the order in which transformers merges them.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from chumoku.errors import TokenizerError
 
 MAX_FILE_BYTES = 256 * 2**20
 MAX_DEPTH = 40
+LONG_NUMBER = re.compile(r"[0-9]{41}")
 # The `tokenizers` library walks through all ids up to the largest when it writes a vocabulary.
 MAX_ID = 2**22
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -99,11 +101,14 @@ def parse_json(text: str, where: object) -> Any:
             raise TokenizerError(f"A number of {len(digits)} digits", where=where)
         return int(digits)
 
+    # Asking for each number costs as much as all the rest, and long ones are rare.
+    whole = integer if LONG_NUMBER.search(text) else None
+
     def constant(name: str) -> None:
         raise TokenizerError(f"{name} is not JSON", where=where)
 
     try:
-        return json.loads(text, object_pairs_hook=pairs, parse_int=integer, parse_constant=constant)
+        return json.loads(text, object_pairs_hook=pairs, parse_int=whole, parse_constant=constant)
     except json.JSONDecodeError as error:
         place = f"{where}, line {error.lineno}, column {error.colno}"
         raise TokenizerError(f"The file is not JSON: {error.msg}", where=place) from None
@@ -142,6 +147,10 @@ def checked_vocab(vocab: object, where: object) -> dict[str, int]:
     """A mapping token -> id that is sound, or a TokenizerError."""
     if not isinstance(vocab, dict) or not vocab:
         raise TokenizerError("The vocabulary must be an object token -> id", where=where)
+    ids = vocab.values()
+    sound = set(map(type, ids)) == {int} and min(ids) >= 0 and max(ids) <= MAX_ID
+    if sound and len(set(ids)) == len(vocab):
+        return vocab
     owner: dict[int, str] = {}
     for token, index in vocab.items():
         if type(index) is not int or not 0 <= index <= MAX_ID:
