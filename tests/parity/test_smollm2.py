@@ -5,7 +5,6 @@ transformers takes half a minute to read the file, so it is read once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +48,12 @@ def path() -> Path:
 
 
 @pytest.fixture(scope="module")
-def theirs(path: Path) -> Iterator[Any]:
+def theirs(path: Path) -> Any:
     model = transformers.AutoModelForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, dtype=torch.float32
     )
     model.generation_config.eos_token_id = None
-    yield model.eval()
+    return model.eval()
 
 
 @pytest.fixture(scope="module")
