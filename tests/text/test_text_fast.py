@@ -10,7 +10,7 @@ import pytest
 from text_samples import HARD, bert_vocab, byte_bpe, fuzz, shared_data, write_json
 
 from chumoku.errors import InputError, TokenizerError
-from chumoku.text import export_tokenizer_json, load_tokenizer
+from chumoku.text import export_tokenizer_json, files, load_tokenizer
 from chumoku.text.families import character_tokenizer
 from chumoku.text.fast import FastTokenizer
 
@@ -304,3 +304,17 @@ def test_library_decoders_equal_the_librarys_own() -> None:
             if decoder and decoder["type"] == "Sequence":
                 ids = [i for i in ids if i not in (4, 5, 6)] + [4, 5, 6]  # whole characters
             assert tokenizer.decode(ids) == tokenizer.engine.decode(ids)
+
+
+def test_numbers_that_no_reader_takes(tmp_path: Path) -> None:
+    path = tmp_path / "vocab.json"
+    for digits in (41, 5000):
+        path.write_text('{"a": ' + "9" * digits + "}")
+        with pytest.raises(TokenizerError):
+            files.read_vocab_json(path)
+    path.write_text('{"a": 0, "b": 1}')
+    assert files.read_vocab_json(path) == {"a": 0, "b": 1}
+    for wrong in ('{"a": 0, "b": 0}', '{"a": -1}', '{"a": true}', '{"a": 1.0}', '{"a": 9999999}'):
+        path.write_text(wrong)
+        with pytest.raises(TokenizerError):
+            files.read_vocab_json(path)

@@ -109,11 +109,12 @@ class FastTokenizer:
         self.engine = engine
         self.max_length, self.chat_template = max_length, chat_template
         spec = engines.spec_of(engine) if spec is None else spec
-        vocab = engine.get_vocab(with_added_tokens=True)
-        self.vocab_size = max(vocab.values()) + 1
-        self.pad_id, self.bos_id, self.eos_id = (vocab.get(roles.get(n, "")) for n in _FIRST)
+        self.vocab_size = _last_id(spec) + 1
+        self.pad_id, self.bos_id, self.eos_id = (
+            engine.token_to_id(roles.get(name, "")) for name in _FIRST
+        )
         self.unk_id, self.mask_id, self.cls_id, self.sep_id = (
-            vocab.get(roles.get(name, "")) for name in _SECOND
+            engine.token_to_id(roles.get(name, "")) for name in _SECOND
         )
         self.roles = {name: roles[name] for name in ROLES if name in roles}
         self.plan = decode_plan(spec["decoder"])
@@ -376,6 +377,13 @@ def words_by_space(
         after_added = is_added
         words.append(current)
     return words
+
+
+def _last_id(spec: Mapping[str, Any]) -> int:
+    """The largest id of a spec; -1 where it has none."""
+    vocab = spec["model"]["vocab"]
+    last = len(vocab) - 1 if isinstance(vocab, list) else max(vocab.values(), default=-1)
+    return max(last, *(token["id"] for token in spec["added_tokens"]), -1)
 
 
 def _words_by_space(spec: Mapping[str, Any]) -> bool:

@@ -7,7 +7,6 @@ added_tokens.json, merged in the order in which transformers merges them.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,6 @@ from chumoku.errors import TokenizerError
 
 MAX_FILE_BYTES = 256 * 2**20
 MAX_DEPTH = 40
-LONG_NUMBER = re.compile(r"[0-9]{41}")
 # The `tokenizers` library walks through all ids up to the largest when it writes a vocabulary.
 MAX_ID = 2**22
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -96,22 +94,16 @@ def parse_json(text: str, where: object) -> Any:
             raise TokenizerError(f"The key {twice!r:.80} stands twice in one object", where=where)
         return table
 
-    def integer(digits: str) -> int:
-        if len(digits) > 40:
-            raise TokenizerError(f"A number of {len(digits)} digits", where=where)
-        return int(digits)
-
-    # Asking for each number costs as much as all the rest, and long ones are rare.
-    whole = integer if LONG_NUMBER.search(text) else None
-
     def constant(name: str) -> None:
         raise TokenizerError(f"{name} is not JSON", where=where)
 
     try:
-        return json.loads(text, object_pairs_hook=pairs, parse_int=whole, parse_constant=constant)
+        return json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
     except json.JSONDecodeError as error:
         place = f"{where}, line {error.lineno}, column {error.colno}"
         raise TokenizerError(f"The file is not JSON: {error.msg}", where=place) from None
+    except ValueError as error:  # Python reads no number of more than 4300 digits
+        raise TokenizerError(f"The file is not JSON: {error}", where=where) from None
     except RecursionError:
         raise TokenizerError("The JSON is nested too deeply", where=where) from None
 
