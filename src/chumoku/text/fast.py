@@ -383,7 +383,7 @@ def _last_id(spec: Mapping[str, Any]) -> int:
     """The largest id of a spec; -1 where it has none."""
     vocab = spec["model"]["vocab"]
     last = len(vocab) - 1 if isinstance(vocab, list) else max(vocab.values(), default=-1)
-    return max(last, *(token["id"] for token in spec["added_tokens"]), -1)
+    return max([int(last), *(int(token["id"]) for token in spec["added_tokens"])])
 
 
 def _words_by_space(spec: Mapping[str, Any]) -> bool:
