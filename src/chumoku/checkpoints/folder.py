@@ -148,7 +148,7 @@ def read_json_value(path: Path) -> object:
     if file.size > MAX_INDEX:
         raise CheckpointError(f"is longer than {MAX_INDEX} bytes", where=path)
     try:
-        text = file.read(0, file.size).decode("utf-8")
+        text = str(file.read(0, file.size), "utf-8")
         value: object = json.loads(text, object_pairs_hook=_no_twins, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot be read as JSON: {error}", where=path) from error

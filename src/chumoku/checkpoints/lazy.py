@@ -10,7 +10,10 @@ from dataclasses import dataclass
 
 from chumoku.kernels.blocks import STORAGE
 
-__all__ = ["STORAGE", "LazyTensor"]
+__all__ = ["STORAGE", "LazyTensor", "Raw"]
+
+Raw = bytearray | memoryview
+"""Owned, writable bytes."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class LazyTensor:
     name: str
     shape: tuple[int, ...]
     storage: str
-    read: Callable[[], bytearray]
+    read: Callable[[], Raw]
 
     @property
     def nbytes(self) -> int:

@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 
 from chumoku.checkpoints.folder import inside, read_json
-from chumoku.checkpoints.lazy import LazyTensor
+from chumoku.checkpoints.lazy import LazyTensor, Raw
 from chumoku.checkpoints.torch_bin import read_torch_files
 from chumoku.errors import CheckpointError, ConfigError
 
@@ -69,7 +69,7 @@ class _Slices:
     axis: int | None
     where: Path
 
-    def read(self) -> bytearray:
+    def read(self) -> Raw:
         raws = [part.read() for part in self.parts]
         if self.axis is None:
             if any(raw != raws[0] for raw in raws):

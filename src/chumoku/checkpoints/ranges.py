@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+
 from chumoku.checkpoints.files import FULL_DISK
 from chumoku.checkpoints.lazy import LazyTensor
 from chumoku.errors import CheckpointError, ResourceError
@@ -31,7 +33,7 @@ class StableFile:
     size: int
     stamp: tuple[int, ...]
 
-    def read(self, offset: int, nbytes: int) -> bytearray:
+    def read(self, offset: int, nbytes: int) -> memoryview:
         """These bytes, owned. Raises CheckpointError where the file is no longer the same."""
         with _open(self.path) as stream:
             if _stamp(os.fstat(stream.fileno())) != self.stamp:
@@ -58,16 +60,16 @@ def stable_file(path: str | os.PathLike[str]) -> StableFile:
     return StableFile(place, state.st_size, _stamp(state))
 
 
-def read_exactly(stream: BinaryIO, nbytes: int, where: str) -> bytearray:
+def read_exactly(stream: BinaryIO, nbytes: int, where: str) -> memoryview:
     """The next bytes of a stream. Raises CheckpointError where they end early."""
     try:
         left = os.fstat(stream.fileno()).st_size - stream.tell()
         if nbytes > left:
             raise _truncated(nbytes, left, where)
-        raw = bytearray(nbytes)
-        view, filled = memoryview(raw), 0
+        # NumPy's memory, because a bytearray's is filled with zeros first: a fifth of a load.
+        raw, filled = np.empty(nbytes, np.uint8).data, 0
         while filled < nbytes:
-            count = stream.readinto(view[filled:])  # type: ignore[attr-defined]
+            count = stream.readinto(raw[filled:])  # type: ignore[attr-defined]
             if not count:
                 raise _truncated(nbytes, filled, where)
             filled += count

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from chumoku.checkpoints.lazy import LazyTensor
+from chumoku.checkpoints.lazy import LazyTensor, Raw
 from chumoku.checkpoints.ranges import stable_file
 from chumoku.checkpoints.safetensors import read_safetensors
 from chumoku.checkpoints.torch_worker import BYTES_PER_SECOND
@@ -101,7 +101,7 @@ class _Held:
     tensor: LazyTensor
     folder: _Folder
 
-    def read(self) -> bytearray:
+    def read(self) -> Raw:
         return self.tensor.read()
 
 
