@@ -76,7 +76,7 @@ def multiple_choice(
     if prompt is not None and file is not None:
         raise InputError("give a prompt or --file, not both")
     items = read_choices(file) if prompt is None else [(prompt, list(choices))]
-    verb = _verb(items[0][0], method, options)
+    verb = choice.verb_of(items[0][0], method, options.lang, options.model is not None)
     loaded = open_model(options, verb, items[0][0], published=_published(method, options))
     for question, some in items:
         answers = choice.multiple_choice(
@@ -101,14 +101,3 @@ def multiple_choice(
 def _published(method: str, options: Options) -> bool:
     """With a model of the user's own, "auto" goes by the head that it was published for."""
     return options.model is not None and method == "auto"
-
-
-def _verb(prompt: str, method: str, options: Options) -> str:
-    """Whose default model, and whose head: that of multiple-choice, or that of fill-mask."""
-    from chumoku.checkpoints.defaults import DEFAULTS, detect_language
-
-    if method == "masked" or (method == "auto" and "mask]" in prompt.lower().replace(">", "]")):
-        return "fill-mask"
-    table = DEFAULTS.get(options.lang or detect_language(prompt), {})
-    cloze = options.model is None and table.get("multiple-choice") == table.get("fill-mask")
-    return "fill-mask" if cloze else "multiple-choice"

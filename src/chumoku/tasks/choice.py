@@ -7,6 +7,7 @@ from typing import TypedDict
 
 import torch
 
+from chumoku.checkpoints.defaults import DEFAULTS, detect_language
 from chumoku.errors import InputError
 from chumoku.layers.attention import Batch
 from chumoku.loading import Loaded
@@ -75,7 +76,10 @@ def multiple_choice(
         raise InputError("multiple-choice needs at least two choices")
     if method not in ("auto", "head", "masked"):
         raise InputError(f"unknown method {method!r}", advice="auto, head or masked")
-    verb = _verb(model, prompt, method)
+    if isinstance(model, Loaded) and method == "auto":
+        verb = "multiple-choice" if model.head == "multiple-choice" else "fill-mask"
+    else:
+        verb = verb_of(prompt, method, lang, model is not None)
     loaded = common.ready(model, verb, prompt, lang)
     if verb == "multiple-choice":
         scores = _by_head(loaded, prompt, items, truncate)
@@ -86,12 +90,17 @@ def multiple_choice(
     return [{"index": i, "choice": items[i], "score": probabilities[i]} for i in order]
 
 
-def _verb(model: common.ModelLike, prompt: str, method: str) -> str:
-    if method != "auto":
-        return "multiple-choice" if method == "head" else "fill-mask"
-    if isinstance(model, Loaded):
-        return "multiple-choice" if model.head == "multiple-choice" else "fill-mask"
-    return "fill-mask" if model is None or "mask" in prompt.lower() else "multiple-choice"
+def verb_of(prompt: str, method: str, lang: str | None, named: bool) -> str:
+    """Whose default model, and whose head: that of multiple-choice, or that of fill-mask.
+
+    named: the user named a model. Where the language's default is a masked one, so is the method.
+    """
+    gap = "[mask]" in prompt.lower() or "<mask>" in prompt.lower()
+    if method == "masked" or (method == "auto" and gap):
+        return "fill-mask"
+    table = DEFAULTS.get(lang or detect_language(prompt), {})
+    cloze = not named and table.get("multiple-choice") == table.get("fill-mask")
+    return "fill-mask" if cloze else "multiple-choice"
 
 
 def _by_head(loaded: Loaded, prompt: str, choices: Sequence[str], truncate: bool) -> list[float]:
