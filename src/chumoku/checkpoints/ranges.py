@@ -66,7 +66,7 @@ def read_exactly(stream: BinaryIO, nbytes: int, where: str) -> memoryview:
         left = os.fstat(stream.fileno()).st_size - stream.tell()
         if nbytes > left:
             raise _truncated(nbytes, left, where)
-        # NumPy's memory, because a bytearray's is filled with zeros first: a fifth of a load.
+        # NumPy's memory, because a bytearray's is filled with zeros first: a tenth of a load.
         raw, filled = np.empty(nbytes, np.uint8).data, 0
         while filled < nbytes:
             count = stream.readinto(raw[filled:])  # type: ignore[attr-defined]
