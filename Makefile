@@ -18,14 +18,14 @@ demo: .venv/installed
 .venv/installed: $(FILES) $(shell find src -name '*.py' -o -name '*.cpp' -o -name '*.h')
 	test -d .venv || $(PYTHON) -m venv .venv
 	.venv/$(BIN)/python $(PIP) torch $(TORCH)
-	.venv/$(BIN)/python $(PIP) ".[ja]"
+	.venv/$(BIN)/python $(PIP) ".[ja,train]"
 	touch $@
 
 # The tests have an environment of their own: they need the published implementations beside ours.
 .venv-test/installed: $(FILES) $(wildcard src/chumoku/kernels/*.cpp src/chumoku/kernels/*.h)
 	test -d .venv-test || $(PYTHON) -m venv .venv-test
 	.venv-test/$(BIN)/python $(PIP) torch $(TORCH)
-	.venv-test/$(BIN)/python $(PIP) -e ".[ja,sudachi,test]"
+	.venv-test/$(BIN)/python $(PIP) -e ".[ja,sudachi,train,test]"
 	.venv-test/$(BIN)/python $(PIP) --no-deps timm
 	touch $@
 

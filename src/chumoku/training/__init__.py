@@ -1,0 +1,1 @@
+"""Training: objectives, data, one loop, and what makes a run exact, watched and resumable."""
