@@ -54,5 +54,9 @@ class ResourceError(ChumokuError):
     """Too little memory or disk for what was asked."""
 
 
+class TrainingError(ChumokuError):
+    """A run cannot go on: a loss that is not a number, a peer that died, settings that changed."""
+
+
 class DependencyError(ChumokuError):
     """An optional package is needed; the message names the line that installs it."""
