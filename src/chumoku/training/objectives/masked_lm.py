@@ -1,0 +1,344 @@
+"""Masked language modelling (Devlin et al., 1810.04805, section 3.1; 2207.09238, algorithm 12).
+
+A share of the positions is chosen; of these most become [MASK], some another token, and some stay.
+The loss is -sum log P(the token that was there), over the chosen positions alone. Masks are drawn
+anew each time that an example is read (RoBERTa's "dynamic masking", 1907.11692, section 4.1).
+
+Shape letters: B batch, T position, D model width, M chosen positions, W words, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from chumoku.errors import ConfigError, InputError
+from chumoku.layers.attention import Batch
+from chumoku.loading import Loaded
+from chumoku.text.encoding import Tokenizer
+from chumoku.training.objectives import encoded
+from chumoku.training.objectives.encoded import Frame, Pieces, Progress
+from chumoku.training.objectives.vocabulary import (
+    EVALUATION_SEED,
+    Picked,
+    cross_entropy,
+    entropy,
+    evaluation_batches,
+    judge,
+    picked,
+    stacked,
+)
+from chumoku.training.task import Examples, Loss, Task, generator
+
+HEADS: Final = ("masked-lm", "pre-training")
+
+# ---- which positions, and what they become ----
+
+
+@dataclass(frozen=True, eq=False)
+class Masking:
+    """rate: share of the positions that are chosen; masked, random: shares of the chosen ones.
+
+    replacements: the ids that a random token is drawn from. whole_words: the pieces of a word are
+    chosen together (published as "whole word masking"). max_predictions: most chosen positions of
+    one example; the original tool takes 20 at length 128. Raises ConfigError.
+    """
+
+    mask_id: int
+    replacements: Tensor
+    rate: float = 0.15
+    masked: float = 0.8
+    random: float = 0.1
+    whole_words: bool = False
+    max_predictions: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.rate <= 1.0:
+            raise ConfigError(f"must be above 0 and at most 1, it is {self.rate}", where="rate")
+        if min(self.masked, self.random) < 0.0 or self.masked + self.random > 1.0 + 1e-9:
+            raise ConfigError(
+                f"{self.masked} and {self.random} are no shares of the chosen positions",
+                where="masked, random",
+                advice="both at least 0, and at most 1 together",
+            )
+        if self.max_predictions is not None and self.max_predictions < 1:
+            raise ConfigError("must be at least 1", where="max_predictions")
+
+
+def choose(
+    words_T: Tensor, rate: float, rng: torch.Generator, max_predictions: int | None = None
+) -> Tensor:
+    """places_M, ascending: the positions of rate * W words, drawn without replacement.
+
+    words_T: number of each position's word; a negative one is never chosen. The count is rounded up
+    or down at random so that its mean is exact: the original tool rounds to the nearest and takes
+    at least one, and masks too much of short texts. Every word, and so every position, has the
+    probability `rate`.
+    """
+    eligible = (words_T >= 0).nonzero()[:, 0]
+    kinds, word_of = torch.unique(words_T[eligible], return_inverse=True)
+    W = len(kinds)
+    count = int(rate * W + float(torch.rand((), generator=rng, dtype=torch.float64)))
+    chosen = torch.randperm(W, generator=rng)[:count]
+    if max_predictions is not None:
+        sizes = torch.bincount(word_of, minlength=W)
+        chosen = chosen[sizes[chosen].cumsum(0) <= max_predictions]
+    taken = torch.zeros(W, dtype=torch.bool)
+    taken[chosen] = True
+    return eligible[taken[word_of]]
+
+
+def corrupt(ids_T: Tensor, places_M: Tensor, masking: Masking, rng: torch.Generator) -> Tensor:
+    """The input: ids_T with each chosen place masked, replaced or left, drawn for each alone."""
+    draw_M = torch.rand(len(places_M), generator=rng)
+    other_M = torch.randint(len(masking.replacements), (len(places_M),), generator=rng)
+    new_M = ids_T[places_M]
+    new_M = torch.where(
+        draw_M < masking.masked + masking.random, masking.replacements[other_M], new_M
+    )
+    new_M = torch.where(draw_M < masking.masked, masking.mask_id, new_M)
+    return ids_T.index_copy(0, places_M, new_M)
+
+
+class Masked(NamedTuple):
+    """One example: what the model reads, where it must guess, and what was there."""
+
+    ids_T: Tensor
+    places_M: Tensor
+    targets_M: Tensor
+    segments_T: Tensor | None = None
+
+
+def mask_example(
+    ids_T: Tensor,
+    words_T: Tensor,
+    masking: Masking,
+    rng: torch.Generator,
+    segments_T: Tensor | None = None,
+) -> Masked:
+    """ids_T with its special tokens; words_T is negative at those."""
+    if not masking.whole_words:
+        place_T = torch.arange(len(words_T), dtype=words_T.dtype)
+        words_T = torch.where(words_T >= 0, place_T, words_T)
+    places_M = choose(words_T, masking.rate, rng, masking.max_predictions)
+    return Masked(corrupt(ids_T, places_M, masking, rng), places_M, ids_T[places_M], segments_T)
+
+
+# ---- batch and loss ----
+
+
+class MaskedBatch(NamedTuple):
+    """mask_BT: None where nothing is padded. places_M: in the flattened [B * T]."""
+
+    ids_BT: Tensor
+    mask_BT: Tensor | None
+    segments_BT: Tensor | None
+    places_M: Tensor
+    targets_M: Tensor
+
+
+def collate(examples: Sequence[Masked], *, pad: int) -> MaskedBatch:
+    """Padded on the right to the longest example."""
+    ids_BT = stacked([e.ids_T for e in examples], pad)
+    T = ids_BT.shape[1]
+    lengths_B = torch.tensor([len(e.ids_T) for e in examples])
+    mask_BT = torch.arange(T) < lengths_B[:, None]
+    segments = [e.segments_T for e in examples if e.segments_T is not None]
+    return MaskedBatch(
+        ids_BT,
+        None if bool(mask_BT.all()) else mask_BT,
+        stacked(segments, 0) if segments else None,
+        torch.cat([e.places_M + row * T for row, e in enumerate(examples)]),
+        torch.cat([e.targets_M for e in examples]),
+    )
+
+
+def hidden(model: Any, batch: MaskedBatch) -> Tensor:
+    """The encoder's last states, [B, T, D]."""
+    around = Batch(segments_BT=batch.segments_BT)
+    return model.hidden(batch.ids_BT, batch.mask_BT, batch=around)  # type: ignore[no-any-return]
+
+
+def predictions(model: Any, hidden_BTD: Tensor, batch: MaskedBatch) -> Picked:
+    """Vocabulary logits at the chosen places only."""
+    head = model.head.masked if model.head_name == "pre-training" else model.head
+    return Picked(head(picked(hidden_BTD, batch.places_M), None), batch.targets_M)
+
+
+def loss(model: nn.Module, batch: MaskedBatch) -> Loss:
+    """-sum log P(token) over the chosen places; units: how many they are."""
+    logits_MV, targets_M = predictions(model, hidden(model, batch), batch)
+    return Loss(cross_entropy(logits_MV, targets_M), targets_M.new_tensor(targets_M.numel()))
+
+
+# ---- examples ----
+
+
+class MaskedTexts:
+    """Pieces of texts in the tokenizer's frame, masked anew in each epoch."""
+
+    def __init__(self, pieces: Sequence[Pieces], frame: Frame, masking: Masking, seed: int) -> None:
+        self.pieces, self.masking, self.seed = pieces, masking, seed
+        self.before = Pieces(*_specials(frame.before))
+        self.after = Pieces(*_specials(frame.after))
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def length(self, index: int) -> int:
+        return len(self.before.ids_T) + len(self.pieces[index].ids_T) + len(self.after.ids_T)
+
+    def example(self, index: int, epoch: int) -> Masked:
+        parts = (self.before, self.pieces[index], self.after)
+        ids_T = torch.cat([part.ids_T for part in parts]).long()
+        words_T = torch.cat([part.words_T for part in parts])
+        return mask_example(ids_T, words_T, self.masking, generator(self.seed, epoch, index))
+
+
+def _specials(ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+    return torch.tensor(ids, dtype=torch.int32), torch.full((len(ids),), -1, dtype=torch.int32)
+
+
+def cut(texts: Sequence[Pieces], length: int, frame: Frame, join: bool) -> list[Pieces]:
+    """Texts as examples of at most `length` tokens, special ones included; nothing is left out.
+
+    join: texts are put end to end, the closing special tokens between them, and cut where an
+    example is full (1907.11692, section 4.2, "full sentences"); else each text begins anew.
+    """
+    room = length - frame.single
+    if join:
+        mark = Pieces(*_specials(frame.after))
+        parts = [part for text in texts for part in (text, mark)][:-1]
+        shifted = list(_numbered_on([part.words_T for part in parts]))
+        texts = [Pieces(torch.cat([part.ids_T for part in parts]), torch.cat(shifted))]
+    return [
+        text.cut(start, start + room) for text in texts for start in range(0, len(text.ids_T), room)
+    ]
+
+
+def _numbered_on(parts: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Word numbers that go on from one text to the next; negative ones stay."""
+    first = 0
+    for words_T in parts:
+        yield torch.where(words_T >= 0, words_T + first, words_T)
+        if len(words_T):
+            first += max(int(words_T.max()) + 1, 0)
+
+
+# ---- the task ----
+
+
+def masking_of(
+    tokenizer: Tokenizer,
+    *,
+    rate: float,
+    masked: float,
+    random: float,
+    whole_words: bool,
+    max_predictions: int | None,
+) -> Masking:
+    """With the tokenizer's mask token; random tokens are drawn from all that are no control tokens.
+
+    The original tool draws from control tokens too. Raises InputError where there is no mask token.
+    """
+    if tokenizer.mask_id is None:
+        raise InputError("the tokenizer of this model has no mask token")
+    ordinary = torch.ones(tokenizer.vocab_size, dtype=torch.bool)
+    for token in tokenizer.controls:
+        if token.id is not None:
+            ordinary[token.id] = False
+    named = (tokenizer.mask_id, tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id)
+    ordinary[[index for index in named if index is not None]] = False
+    replacements = ordinary.nonzero()[:, 0]
+    return Masking(
+        tokenizer.mask_id, replacements, rate, masked, random, whole_words, max_predictions
+    )
+
+
+def check_head(loaded: Loaded, heads: Sequence[str]) -> None:
+    """Raise InputError where the model has none of these heads."""
+    if loaded.head not in heads:
+        raise InputError(
+            f"this objective needs a model with head {' or '.join(map(repr, heads))}, "
+            f"this one has {loaded.head!r}",
+            where=loaded.source.origin,
+            advice=f"load or create it with head={heads[0]!r}",
+        )
+
+
+def task(
+    loaded: Loaded,
+    texts: Sequence[str],
+    *,
+    evaluation: Sequence[str] | None = None,
+    length: int | None = None,
+    join: bool = False,
+    rate: float = 0.15,
+    masked: float = 0.8,
+    random: float = 0.1,
+    whole_words: bool = False,
+    max_predictions: int | None = None,
+    evaluation_batch_size: int = 32,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Task:
+    """Learn to fill masked tokens in. length: tokens of an example (default: what the model takes).
+
+    join: see cut(). The others: see Masking. Evaluation gives loss, perplexity and accuracy over
+    the chosen tokens of one fixed masking, and `unigram_entropy` of those tokens, which the loss of
+    a model that uses context lies below. Raises InputError, ConfigError.
+    """
+    check_head(loaded, HEADS)
+    tokenizer = encoded.checked_tokenizer(loaded)
+    frame = encoded.frame_of(tokenizer)
+    length = encoded.checked_length(loaded, length, frame.single + 2)
+    masking = masking_of(
+        tokenizer,
+        rate=rate,
+        masked=masked,
+        random=random,
+        whole_words=whole_words,
+        max_predictions=max_predictions,
+    )
+
+    def examples(some: Sequence[str], what: str, seed: int) -> MaskedTexts:
+        pieces = encoded.encode_pieces(tokenizer, encoded.checked_texts(some, what), progress)
+        return MaskedTexts(cut(pieces, length, frame, join), frame, masking, seed)
+
+    gather = partial(collate, pad=tokenizer.pad_id or 0)
+    held_out = None
+    if evaluation is not None:
+        held_out = examples(evaluation, "evaluation text", EVALUATION_SEED)
+    return Task(
+        examples=examples(texts, "training text", seed),
+        collate=gather,
+        loss=loss,
+        evaluate=None if held_out is None else evaluator(held_out, gather, evaluation_batch_size),
+    )
+
+
+def evaluator(
+    examples: Examples, gather: Callable[[Sequence[Any]], MaskedBatch], batch_size: int
+) -> Callable[[nn.Module], dict[str, float]]:
+    """Metrics over the chosen tokens of a fixed masking of the examples."""
+    targets = [t for i in range(len(examples)) for t in examples.example(i, 0).targets_M.tolist()]
+    if not targets:
+        raise InputError("no token of the evaluation data is masked", advice="give more of it")
+    unigram_entropy = entropy(targets)
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        batches = evaluation_batches(examples, gather, batch_size, model)
+        judged = judge(predictions(model, hidden(model, b), b) for b in batches)
+        return {
+            "loss": judged.nll,
+            "perplexity": judged.perplexity,
+            "accuracy": judged.accuracy,
+            "unigram_entropy": unigram_entropy,
+        }
+
+    return evaluate
