@@ -1,0 +1,183 @@
+"""Snapshots of a run: written whole or not at all, checked before use, the last good ones kept.
+
+A snapshot is a folder `step-00000300` with safetensors files, `state.json` and, written last,
+`manifest.json`: the SHA-256 of each of the others. It is built under another name, every file is
+synced, and the folder is renamed into place; a power loss at any moment leaves the former ones.
+Nothing in it is a pickle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from chumoku.checkpoints.assign import dense, lazy
+from chumoku.checkpoints.files import FULL_DISK, sha256_of
+from chumoku.checkpoints.ranges import atomic_file, sync_folder
+from chumoku.checkpoints.safetensors import read_safetensors, write_safetensors
+from chumoku.errors import CheckpointError, ChumokuError, ResourceError
+
+MANIFEST: Final = "manifest.json"
+STATE: Final = "state.json"
+_NAME: Final = re.compile(r"step-(\d{8,})")
+_TEMPORARY: Final = ".unfinished-"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """step: updates done. tensors: file name without ending -> tensors by name. state: JSON."""
+
+    step: int
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    state: Mapping[str, Any]
+
+
+def name_of(step: int) -> str:
+    return f"step-{step:08}"
+
+
+def write_snapshot(folder: Path, snapshot: Snapshot, *, keep: int) -> Path:
+    """Write `folder/step-…`, then drop all but the last `keep`.
+
+    Raises ResourceError where the disk is full, CheckpointError where nothing can be written or a
+    value is not finite; whatever lay there before is then untouched.
+    """
+    _refuse_non_finite(snapshot)
+    target = folder / name_of(snapshot.step)
+    temporary = folder / f"{_TEMPORARY}{uuid.uuid4().hex}"
+    try:
+        temporary.mkdir(parents=True)
+        for file, tensors in snapshot.tensors.items():
+            values = [lazy(key, value) for key, value in tensors.items()]
+            write_safetensors(temporary / f"{file}.safetensors", values)
+        _write_json(temporary / STATE, {"step": snapshot.step, **snapshot.state})
+        digests = {path.name: sha256_of(path) for path in sorted(temporary.iterdir())}
+        _write_json(temporary / MANIFEST, {"sha256": digests})
+        sync_folder(temporary)
+        _put_in_place(temporary, target)
+        sync_folder(folder)
+    except OSError as error:
+        if error.errno in FULL_DISK:
+            raise ResourceError(
+                "the disk is full; the snapshots written before are untouched",
+                where=target,
+                advice="free some space, lower [training] keep, or write to another disk",
+            ) from error
+        raise CheckpointError(f"cannot be written: {error.strerror}", where=target) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    _prune(folder, keep)
+    return target
+
+
+def read_snapshot(path: Path) -> Snapshot:
+    """Read a snapshot after checking every file against the manifest.
+
+    Raises CheckpointError that names the file which is missing, changed or damaged.
+    """
+    digests = _json(path / MANIFEST).get("sha256")
+    if not isinstance(digests, dict) or STATE not in digests:
+        raise CheckpointError("lists no files", where=path / MANIFEST)
+    for file, digest in digests.items():
+        place = path / file
+        if Path(file).name != file or not place.is_file():
+            raise CheckpointError("a file of the snapshot is missing", where=place)
+        if sha256_of(place) != digest:
+            raise CheckpointError("the file is not as it was written", where=place)
+    state = _json(path / STATE)
+    if not isinstance(state.get("step"), int):
+        raise CheckpointError("has no step", where=path / STATE)
+    tensors = {
+        file.removesuffix(".safetensors"): {
+            name: dense(tensor) for name, tensor in read_safetensors(path / file).tensors.items()
+        }
+        for file in digests
+        if file.endswith(".safetensors")
+    }
+    return Snapshot(state.pop("step"), tensors, state)
+
+
+def latest_snapshot(folder: Path) -> tuple[Snapshot | None, list[CheckpointError]]:
+    """The newest good snapshot of a folder, and what is wrong with each newer one."""
+    damaged = []
+    for path in reversed(snapshots(folder)):
+        try:
+            return read_snapshot(path), damaged
+        except CheckpointError as error:
+            damaged.append(error)
+        except ChumokuError as error:
+            damaged.append(CheckpointError(error.what, where=error.where or path))
+    return None, damaged
+
+
+def snapshots(folder: Path) -> list[Path]:
+    """The snapshots of a folder, oldest first. What a killed process left half-made is not one."""
+    if not folder.is_dir():
+        return []
+    found = [
+        (int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))
+    ]
+    return [path for _, path in sorted(found)]
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half-made."""
+    for path in folder.glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _put_in_place(temporary: Path, target: Path) -> None:
+    """Rename. A step that is written again replaces a damaged snapshot, or one like itself."""
+    if not target.exists():
+        temporary.rename(target)
+        return
+    old = target.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
+    target.rename(old)
+    temporary.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _prune(folder: Path, keep: int) -> None:
+    for path in snapshots(folder)[:-keep]:
+        doomed = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
+        with contextlib.suppress(OSError):  # an old snapshot too many is no reason to stop
+            path.rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _refuse_non_finite(snapshot: Snapshot) -> None:
+    for file, tensors in snapshot.tensors.items():
+        for name, value in tensors.items():
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise CheckpointError(
+                    "a value is not a finite number; no snapshot is written of it",
+                    where=f"{file}: {name}",
+                    advice="resume from the last snapshot with a lower learning rate",
+                )
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    with atomic_file(path) as stream:
+        stream.write(json.dumps(value, indent=1, ensure_ascii=False).encode())
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError("the file does not exist", where=path) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"cannot be read: {error}", where=path) from error
+    if not isinstance(value, dict):
+        raise CheckpointError("is not a JSON object", where=path)
+    return value
