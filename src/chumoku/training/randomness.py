@@ -20,7 +20,7 @@ def seed_all(seed: int) -> None:
     """Set every generator of this process."""
     torch.manual_seed(seed)
     random.seed(seed)
-    np.random.seed(seed % (1 << 32))  # noqa: NPY002 - what other people's code draws from
+    np.random.seed(seed % (1 << 32))
 
 
 def random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -29,7 +29,7 @@ def random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
     if torch.cuda.is_available():
         tensors[CUDA] = torch.cuda.get_rng_state()
     version, numbers, gauss = random.getstate()
-    kind, keys, place, has_gauss, cached = np.random.get_state()  # noqa: NPY002
+    kind, keys, place, has_gauss, cached = np.random.get_state()
     tensors["numpy"] = torch.from_numpy(np.asarray(keys).astype(np.int64))
     other = {
         "python": [version, list(numbers), gauss],
@@ -48,6 +48,6 @@ def set_random_state(tensors: Mapping[str, Tensor], other: Mapping[str, Any]) ->
         random.setstate((version, tuple(numbers), gauss))
         kind, place, has_gauss, cached = other["numpy"]
         keys = tensors["numpy"].numpy().astype(np.uint32)
-        np.random.set_state((kind, keys, place, has_gauss, cached))  # noqa: NPY002
+        np.random.set_state((kind, keys, place, has_gauss, cached))
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"the random state cannot be restored: {error}") from error

@@ -26,7 +26,7 @@ class World(Protocol):
         ...
 
     def backward(self, objective: nn.Module, last: bool) -> AbstractContextManager[None]:
-        """Around one batch's forward and backward; gradients are exchanged in the last of a step."""
+        """Around a batch's forward and backward; gradients are exchanged in the last of a step."""
         ...
 
     def sum(self, values: Tensor) -> Tensor:
