@@ -8,6 +8,7 @@ where a is 0 or the weight that training began with.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -30,7 +31,7 @@ class OptimiserSettings:
 
     eps: None: the published one of the kind. weight_decay: of matrices, and of what decay_* adds.
     decay_to: what weights decay to: zero, or the weights at the start ("pretrained"; Wiese et al.,
-    1706.04902). layer_decay: each block's learning rate is that of the block above times this (1:
+    1706.03610). layer_decay: each block's learning rate is that of the block above times this (1:
     all alike). Of Adafactor alone: clip_threshold, the largest root mean square of an update;
     decay_rate, of its averages; scale_parameter, multiply the learning rate by the parameter's root
     mean square; min_scale, at least by this. Its relative step is the schedule "t5" beside
@@ -154,7 +155,7 @@ def parameter_kind(name: str, parameter: Tensor) -> str:
     *path, leaf = name.split(".")
     if leaf == "bias":
         return "bias"
-    if parameter.dim() < 2:
+    if parameter.dim() < 2 and path[-1:] != ["embeddings"]:  # there it is a token of its own
         return "norm"
     return "embedding" if "embeddings" in path else "matrix"
 
@@ -306,7 +307,7 @@ def _mean_square(x: Tensor, axis: int) -> Tensor:
 
 def _rms(x: Tensor) -> Tensor:
     norm: Tensor = torch.linalg.vector_norm(x)
-    return norm / x.numel() ** 0.5
+    return norm / math.sqrt(x.numel())
 
 
 def _stepped(optimiser: torch.optim.Optimizer) -> Iterator[nn.Parameter]:

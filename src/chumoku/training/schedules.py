@@ -119,9 +119,9 @@ def cosine(u: float) -> float:
 
 
 def one_minus_sqrt(u: float) -> float:
-    """1 - sqrt(u), the end of a warm-up-stable-decay run (Hägele et al., 2405.18392, eq. 1).
+    """1 - sqrt(u), the end of a warm-up-stable-decay run (Hägele et al., 2405.18392).
 
-    The stable part between rise and decay is Hu et al.'s (2404.06395, section 4.3).
+    The stable part between rise and decay is Hu et al.'s (2404.06395, section 4).
     """
     return 1.0 - math.sqrt(u)
 
@@ -144,7 +144,7 @@ def t5(step: int, warmup: int) -> float:
     """1 / sqrt(max(n, W)), n = step + 1 (Raffel et al., 1910.10683, section 3.1.2; W = 10,000).
 
     It is a rate, not a share: the learning rate beside it is 1. With the default W it is also
-    Adafactor's relative step min(0.01, 1 / sqrt(n)) (1804.04235, algorithm 5).
+    Adafactor's relative step min(0.01, 1 / sqrt(n)) (1804.04235, section 9).
     """
     return 1.0 / math.sqrt(max(step + 1, warmup))
 
