@@ -213,9 +213,9 @@ def documents(
 
 def task(
     loaded: Loaded,
-    texts: Sequence[str],
+    texts: Sequence[Any],
     *,
-    evaluation: Sequence[str] | None = None,
+    evaluation: Sequence[Any] | None = None,
     length: int | None = None,
     separate: bool = True,
     order: str = "each",
@@ -228,10 +228,11 @@ def task(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Task:
-    """Learn to go on with a text. length: targets of a window (default: what the model takes).
+    """Learn to go on with a text. texts: strings, or rows with a "text".
 
-    separate, end: see the head of this file, and documents(). order: "each" or "random", see
-    Windows. evaluation_limit: most windows of the evaluation, evenly spaced; default: all.
+    length: targets of a window (default: what the model takes). separate, end: see the head of this
+    file, and documents(). order: "each" or "random", see Windows. evaluation_limit: most windows of
+    the evaluation, evenly spaced; default: all.
     Evaluation gives loss, perplexity and accuracy of the next token, and bits_per_byte and
     bits_per_character (end tokens are paid for too) where no text was lost to the unknown token.
     sample_*: the text to show while training; temperature 0 is greedy. Raises InputError,
@@ -241,17 +242,17 @@ def task(
     tokenizer = encoded.checked_tokenizer(loaded)
     length = encoded.checked_length(loaded, length, 2)
 
-    def stream(some: Sequence[str], what: str) -> Stream:
-        checked = encoded.checked_texts(some, what)
-        return stream_of(documents(tokenizer, checked, end, progress), separate)
+    def stream(some: Sequence[str]) -> Stream:
+        return stream_of(documents(tokenizer, some, end, progress), separate)
 
     evaluate = None
     if evaluation is not None:
-        held_out = stream(evaluation, "evaluation text")
-        windows = spread(Windows(held_out, length, "fixed", 0), evaluation_limit)
-        sizes = text_sizes(tokenizer, evaluation, held_out)
+        held_out = encoded.checked_texts(evaluation, "evaluation text")
+        judged = stream(held_out)
+        windows = spread(Windows(judged, length, "fixed", 0), evaluation_limit)
+        sizes = text_sizes(tokenizer, held_out, judged)
         evaluate = evaluator(windows, evaluation_batch_size, sizes)
-    trained = stream(texts, "training text")
+    trained = stream(encoded.checked_texts(texts, "training text"))
     sampler = Sampler(
         tokenizer, sample_prompt, int(trained.ids_N[0]), sample_tokens, sample_temperature, seed
     )

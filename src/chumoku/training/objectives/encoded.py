@@ -5,7 +5,7 @@ What is kept of a text is two small integers a token: its id, and the number of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -60,6 +60,13 @@ class Pieces(NamedTuple):
     ids_T: Tensor
     words_T: Tensor
 
+    @classmethod
+    def of_specials(cls, ids: Sequence[int]) -> Pieces:
+        """Special tokens, which are not to be masked."""
+        return cls(
+            torch.tensor(ids, dtype=torch.int32), torch.full((len(ids),), -1, dtype=torch.int32)
+        )
+
     def cut(self, start: int, end: int) -> Pieces:
         return Pieces(self.ids_T[start:end], self.words_T[start:end])
 
@@ -89,16 +96,25 @@ def checked_length(loaded: Loaded, length: int | None, least: int) -> int:
     return length
 
 
+def field_of(item: Any, name: str) -> Any:
+    """A row's value of that name; an item that is no row stands for itself."""
+    return item.get(name) if isinstance(item, Mapping) else item
+
+
 def checked_texts(texts: Sequence[Any], what: str) -> list[str]:
-    """A list of strings. Raises InputError for none, and for one that is no string."""
+    """Strings, from strings or from rows with a "text".
+
+    Raises InputError for none at all, and for one that is no string.
+    """
     if isinstance(texts, str):
         texts = [texts]
-    for number, text in enumerate(texts):
+    found = [field_of(item, "text") for item in texts]
+    for number, text in enumerate(found):
         if not isinstance(text, str):
             raise InputError(f"{what} {number} is not a text but {type(text).__name__}")
-    if not any(text.strip() for text in texts):
+    if not any(text.strip() for text in found):
         raise InputError(f"there is no {what}")
-    return list(texts)
+    return found
 
 
 def reported(items: Sequence[Any], progress: Progress | None, what: str) -> Iterator[Any]:

@@ -184,8 +184,8 @@ class MaskedTexts:
 
     def __init__(self, pieces: Sequence[Pieces], frame: Frame, masking: Masking, seed: int) -> None:
         self.pieces, self.masking, self.seed = pieces, masking, seed
-        self.before = Pieces(*_specials(frame.before))
-        self.after = Pieces(*_specials(frame.after))
+        self.before = Pieces.of_specials(frame.before)
+        self.after = Pieces.of_specials(frame.after)
 
     def __len__(self) -> int:
         return len(self.pieces)
@@ -200,10 +200,6 @@ class MaskedTexts:
         return mask_example(ids_T, words_T, self.masking, generator(self.seed, epoch, index))
 
 
-def _specials(ids: Sequence[int]) -> tuple[Tensor, Tensor]:
-    return torch.tensor(ids, dtype=torch.int32), torch.full((len(ids),), -1, dtype=torch.int32)
-
-
 def cut(texts: Sequence[Pieces], length: int, frame: Frame, join: bool) -> list[Pieces]:
     """Texts as examples of at most `length` tokens, special ones included; nothing is left out.
 
@@ -212,16 +208,16 @@ def cut(texts: Sequence[Pieces], length: int, frame: Frame, join: bool) -> list[
     """
     room = length - frame.single
     if join:
-        mark = Pieces(*_specials(frame.after))
+        mark = Pieces.of_specials(frame.after)
         parts = [part for text in texts for part in (text, mark)][:-1]
-        shifted = list(_numbered_on([part.words_T for part in parts]))
+        shifted = list(numbered_on([part.words_T for part in parts]))
         texts = [Pieces(torch.cat([part.ids_T for part in parts]), torch.cat(shifted))]
     return [
         text.cut(start, start + room) for text in texts for start in range(0, len(text.ids_T), room)
     ]
 
 
-def _numbered_on(parts: Sequence[Tensor]) -> Iterator[Tensor]:
+def numbered_on(parts: Sequence[Tensor]) -> Iterator[Tensor]:
     """Word numbers that go on from one text to the next; negative ones stay."""
     first = 0
     for words_T in parts:
@@ -273,9 +269,9 @@ def check_head(loaded: Loaded, heads: Sequence[str]) -> None:
 
 def task(
     loaded: Loaded,
-    texts: Sequence[str],
+    texts: Sequence[Any],
     *,
-    evaluation: Sequence[str] | None = None,
+    evaluation: Sequence[Any] | None = None,
     length: int | None = None,
     join: bool = False,
     rate: float = 0.15,
@@ -287,11 +283,12 @@ def task(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Task:
-    """Learn to fill masked tokens in. length: tokens of an example (default: what the model takes).
+    """Learn to fill masked tokens in. texts: strings, or rows with a "text".
 
-    join: see cut(). The others: see Masking. Evaluation gives loss, perplexity and accuracy over
-    the chosen tokens of one fixed masking, and `unigram_entropy` of those tokens, which the loss of
-    a model that uses context lies below. Raises InputError, ConfigError.
+    length: tokens of an example (default: what the model takes). join: see cut(). The others: see
+    Masking. Evaluation gives loss, perplexity and accuracy over the chosen tokens of one fixed
+    masking, and `unigram_entropy` of those tokens, which the loss of a model that uses context lies
+    below. Raises InputError, ConfigError.
     """
     check_head(loaded, HEADS)
     tokenizer = encoded.checked_tokenizer(loaded)
@@ -306,7 +303,7 @@ def task(
         max_predictions=max_predictions,
     )
 
-    def examples(some: Sequence[str], what: str, seed: int) -> MaskedTexts:
+    def examples(some: Sequence[Any], what: str, seed: int) -> MaskedTexts:
         pieces = encoded.encode_pieces(tokenizer, encoded.checked_texts(some, what), progress)
         return MaskedTexts(cut(pieces, length, frame, join), frame, masking, seed)
 

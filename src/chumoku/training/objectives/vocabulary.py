@@ -81,16 +81,29 @@ def perplexity_of(nll: float) -> float:
     return math.exp(nll) if nll < 700.0 else math.inf
 
 
+class Tally:
+    """Adds batches up, in float64."""
+
+    def __init__(self) -> None:
+        self.nll, self.right, self.units = 0.0, 0, 0
+
+    def add(self, some: Picked) -> None:
+        if some.targets_M.numel():
+            self.nll += float(cross_entropy(*some).double())
+            self.right += int((some.logits_MV.argmax(dim=-1) == some.targets_M).sum())
+            self.units += some.targets_M.numel()
+
+    def judged(self) -> Judged:
+        units = max(self.units, 1)
+        return Judged(self.nll / units, self.right / units, self.units)
+
+
 def judge(batches: Iterator[Picked]) -> Judged:
-    """Over all targets of all batches, summed in float64."""
-    nll, right, units = 0.0, 0, 0
-    for logits_MV, targets_M in batches:
-        if targets_M.numel() == 0:
-            continue
-        nll += float(cross_entropy(logits_MV, targets_M).double())
-        right += int((logits_MV.argmax(dim=-1) == targets_M).sum())
-        units += targets_M.numel()
-    return Judged(nll / max(units, 1), right / max(units, 1), units)
+    """Over all targets of all batches."""
+    tally = Tally()
+    for some in batches:
+        tally.add(some)
+    return tally.judged()
 
 
 def evaluation_batches(
