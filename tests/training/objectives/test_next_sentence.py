@@ -128,8 +128,7 @@ def test_examples_are_framed_pairs(short: float) -> None:
 def test_sentences() -> None:
     assert next_sentence.sentences_of("吾輩は猫である。「名前は？」まだ無い！終わり") == [
         "吾輩は猫である。",
-        "「名前は？」",
-        "まだ無い！",
+        "「名前は？」まだ無い！",
         "終わり",
     ]
     assert next_sentence.sentences_of("It is 3.5 m. Is it? Yes.") == [
