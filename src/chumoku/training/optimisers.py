@@ -90,9 +90,7 @@ class MasterWeights:
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
-        trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        if not trained:
-            raise ConfigError("no parameter is left to train", advice="freeze fewer of them")
+        trained = _trained(model)
         self.narrow = torch.finfo(dtype).bits < 32
         self.named: dict[str, nn.Parameter] = trained
         if self.narrow:  # copied before the model is rounded
@@ -367,9 +365,15 @@ def load_state_tensors(
 
 
 def _named(model: nn.Module, master: MasterWeights | None) -> dict[str, nn.Parameter]:
-    if master is not None:
-        return master.named
-    return {n: p for n, p in model.named_parameters() if p.requires_grad}
+    return _trained(model) if master is None else master.named
+
+
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """By first name, tied ones once."""
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    if not trained:
+        raise ConfigError("no parameter is left to train", advice="freeze fewer of them")
+    return trained
 
 
 def _error(name: str, what: str) -> ConfigError:
