@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from tasks import models
+from tokenizers import Tokenizer as Engine
 
 import chumoku
 from chumoku.loading import Loaded
 from chumoku.text import load_tokenizer
+from chumoku.text.fast import FastTokenizer
 from chumoku.training.task import Task
 
 ENGLISH = [
@@ -29,6 +31,13 @@ def tokenizer(kind: str) -> Any:
     with tempfile.TemporaryDirectory() as place:
         models.WRITERS[kind](Path(place))
         return load_tokenizer(Path(place), {})
+
+
+def with_sentinels(tokens: FastTokenizer, count: int) -> FastTokenizer:
+    """The tokenizer with <extra_id_0> … added."""
+    engine = Engine.from_str(tokens.engine.to_str())
+    engine.add_special_tokens([f"<extra_id_{n}>" for n in range(count)])
+    return FastTokenizer(engine, tokens.roles, max_length=tokens.max_length)
 
 
 def randomised(model: torch.nn.Module, seed: int = 0, scale: float = 0.3) -> None:
