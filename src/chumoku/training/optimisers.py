@@ -1,6 +1,6 @@
 """Optimisers: AdamW, BERT's uncorrected Adam, Adafactor; their groups, and their state as tensors.
 
-AdamW is PyTorch's own, fused (on a CPU it reads every value once; BertAdam and Adafactor are ours).
+Both Adams are PyTorch's fused AdamW, which reads every value once; Adafactor is ours.
 Every group carries "scale", the factor of its learning rate: the loop sets lr = rate * scale.
 Decay is decoupled and goes by the learning rate in all three: p <- p - lr * weight_decay * (p - a),
 where a is 0 or the weight that training began with.
@@ -23,6 +23,8 @@ EPS: Final = {"adamw": 1e-8, "bert-adam": 1e-6, "adafactor": 1e-30}
 """Published defaults. Adafactor's is added to squared gradients."""
 ANCHORS: Final = ("zero", "pretrained")
 BETAS: Final = (0.9, 0.999)
+UNCORRECTED: Final = 2.0**40
+"""A count of steps in float32 that one more does not change, and whose powers b^n are 0."""
 
 
 @dataclass(frozen=True)
@@ -134,15 +136,13 @@ def make_optimiser(
     """
     groups = _groups(model, settings, _named(model, master))
     eps = EPS[settings.kind] if settings.eps is None else settings.eps
-    if settings.kind == "adamw":
-        beta1, beta2 = settings.betas
-        options: dict[str, Any] = {"betas": (beta1, beta2), "eps": eps, "fused": True}
-        optimiser: torch.optim.Optimizer = torch.optim.AdamW(groups, **options)
-        _create_adamw_state(optimiser)
-    elif settings.kind == "bert-adam":
-        optimiser = BertAdam(groups, settings, eps)
-    else:
+    optimiser: torch.optim.Optimizer
+    if settings.kind == "adafactor":
         optimiser = Adafactor(groups, settings, eps)
+    else:
+        beta1, beta2 = settings.betas
+        optimiser = torch.optim.AdamW(groups, betas=(beta1, beta2), eps=eps, fused=True)
+        _create_adam_state(optimiser, corrected=settings.kind == "adamw")
     if settings.decay_to == "pretrained":
         _decay_to_start(optimiser)
     return optimiser
@@ -180,10 +180,17 @@ def _groups(
     return list(groups.values())
 
 
-def _create_adamw_state(optimiser: torch.optim.Optimizer) -> None:
-    """What PyTorch would make at the first step of each parameter."""
+def _create_adam_state(optimiser: torch.optim.Optimizer, *, corrected: bool) -> None:
+    """What PyTorch would make at the first step of each parameter; without correction, one change.
+
+    m <- b1 m + (1 - b1) g, v <- b2 v + (1 - b2) g^2, p <- p - lr m' / (sqrt(v') + eps). AdamW has
+    m' = m / (1 - b1^n), v' = v / (1 - b2^n) at step n; BERT's Adam has m' = m, v' = v (1810.04805,
+    published code), so that its first step is 0.1 / sqrt(0.001) = 3.16 times as long (Zhang et al.,
+    2006.05987, section 4; Mosbach et al., 2006.04884). A count n at which b^n is 0 says just that.
+    """
     for p in _stepped(optimiser):
-        step = torch.zeros((), dtype=torch.float32, device=p.device)
+        count = 0.0 if corrected else UNCORRECTED
+        step = torch.full((), count, dtype=torch.float32, device=p.device)
         averages = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
         optimiser.state[p] = {"step": step, **averages}
 
@@ -208,41 +215,6 @@ def _decay_to_start(optimiser: torch.optim.Optimizer) -> None:
                 torch._foreach_lerp_(moving, starts, group["lr"] * group["decay_to_start"])
 
     optimiser.register_step_pre_hook(decay)
-
-
-class BertAdam(torch.optim.Optimizer):
-    """Adam whose averages keep their bias towards 0, as BERT was trained (1810.04805, A.2, code).
-
-    m <- b1 m + (1 - b1) g, v <- b2 v + (1 - b2) g^2, p <- p - lr m / (sqrt(v) + eps). The first
-    step is 0.1 / sqrt(0.001) = 3.16 times Adam's (Zhang et al., 2006.05987, section 4; Mosbach et
-    al., 2006.04884): it is here to be compared with.
-    """
-
-    def __init__(
-        self, groups: list[dict[str, Any]], settings: OptimiserSettings, eps: float
-    ) -> None:
-        super().__init__(groups, {"betas": tuple(settings.betas), "eps": eps})
-        for p in _stepped(self):
-            self.state[p] = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            moving = [p for p in group["params"] if p.grad is not None]
-            if not moving:
-                continue
-            gradients = [p.grad for p in moving]
-            m = [self.state[p]["exp_avg"] for p in moving]
-            v = [self.state[p]["exp_avg_sq"] for p in moving]
-            beta1, beta2 = group["betas"]
-            torch._foreach_lerp_(m, gradients, 1 - beta1)
-            torch._foreach_mul_(v, beta2)
-            torch._foreach_addcmul_(v, gradients, gradients, 1 - beta2)
-            divisors = torch._foreach_sqrt(v)
-            torch._foreach_add_(divisors, group["eps"])
-            if group["weight_decay"]:
-                torch._foreach_mul_(moving, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_addcdiv_(moving, m, divisors, -group["lr"])
 
 
 class Adafactor(torch.optim.Optimizer):
