@@ -37,6 +37,10 @@ class World(Protocol):
         """Euclidean norm over all gradients."""
         ...
 
+    def gather(self, values: Tensor) -> list[Tensor]:
+        """Each process's values, of one shape, in the order of ranks."""
+        ...
+
     def wait(self) -> None:
         """Go on when all have come here."""
         ...
@@ -60,6 +64,9 @@ class Alone:
 
     def norm(self, gradients: Iterable[Tensor]) -> Tensor:
         return torch.nn.utils.get_total_norm(gradients, foreach=True)
+
+    def gather(self, values: Tensor) -> list[Tensor]:
+        return [values]
 
     def wait(self) -> None:
         return None

@@ -1,0 +1,542 @@
+"""The one loop: batches in, better weights out, nothing lost on the way.
+
+    run = Run(model, task, settings, folder, report)
+    result = run.train()
+
+Read `Run.update` for one step and `Run.train` for the order of things. Everything that decides a
+later step is in `Run.snapshot`: weights, optimiser, average, random states, place in the data,
+and `Progress`. A run that is killed at any moment and started again therefore computes the same
+losses to the last bit, on the same machine with the same number of threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from chumoku.checkpoints.assign import shared_names
+from chumoku.devices import FLOATS
+from chumoku.errors import CheckpointError, ResourceError, TrainingError
+from chumoku.training import randomness, snapshots
+from chumoku.training.averaging import EMA
+from chumoku.training.data.batching import Batches, Picked
+from chumoku.training.optimisers import (
+    MasterWeights,
+    load_state_tensors,
+    make_optimiser,
+    state_tensors,
+)
+from chumoku.training.progress import Report, Step
+from chumoku.training.schedules import factor
+from chumoku.training.settings import HARMLESS, Settings
+from chumoku.training.snapshots import Snapshot
+from chumoku.training.task import Loss, Task, to_device
+from chumoku.training.world import Alone, World
+
+SKIPS: Final = 10
+"""So many steps in a row without a finite gradient end a run that skips them."""
+EXIT_CODES: Final = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+
+class StoppedError(TrainingError):
+    """The run was asked to stop by a signal; it has saved. code: what the process exits with."""
+
+    def __init__(self, number: int, step: int, folder: Path) -> None:
+        name = signal.Signals(number).name
+        super().__init__(
+            f"stopped by {name} after step {step}; everything is saved",
+            where=folder,
+            advice="the same command goes on from there",
+        )
+        self.code = EXIT_CODES[signal.Signals(number)]
+
+
+@dataclass
+class Progress:
+    """How far a run has come; saved with every snapshot.
+
+    evaluated, sampled: the last step at which that was done. best: the best value of the task's
+    metric, at best_step. waited: evaluations since. skipped: steps without an update; in_a_row: the
+    last ones. metrics: of the last evaluation.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    evaluated: int = 0
+    sampled: int = 0
+    best: float | None = None
+    best_step: int = 0
+    waited: int = 0
+    skipped: int = 0
+    in_a_row: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Result:
+    """metrics: of the weights that the model ends with. reason: steps, or patience."""
+
+    steps: int
+    metrics: Mapping[str, float]
+    best_step: int
+    seconds: float
+    tokens: int
+    skipped: int
+    reason: str
+
+
+class Objective(nn.Module):
+    """The loss as a module's forward, which is what PyTorch's parallel wrappers ask for."""
+
+    def __init__(self, model: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.model = model
+        self.task = task
+
+    def forward(self, batch: Any) -> Loss:
+        return self.task.loss(self.model, batch)
+
+
+class Run:
+    """A run in a folder: `folder/snapshots`, `folder/best`.
+
+    model: on its device, trained in place; parameters that need no gradient stay as they are.
+    identity: JSON that must be the same when the run is taken up again (the recipe). Raises
+    ConfigError, CheckpointError, TrainingError, ResourceError.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        settings: Settings,
+        folder: Path,
+        report: Report,
+        *,
+        identity: Mapping[str, Any] | None = None,
+        world: World | None = None,
+    ) -> None:
+        self.model, self.task, self.settings = model, task, settings
+        self.folder, self.report = folder, report
+        self.world: World = Alone() if world is None else world
+        self.identity = {"training": asdict(settings), **(identity or {})}
+        randomness.seed_all(settings.seed + self.world.rank)
+        self.device = next(model.parameters()).device
+        self.batches = Batches(
+            task.examples, settings.batching, settings.seed, self.world.rank, self.world.size
+        )
+        self.epoch_steps = max(1, math.ceil(self.batches.batches_per_epoch / settings.accumulate))
+        self.steps = settings.steps or max(1, round(settings.epochs * self.epoch_steps))
+        self.frozen = _digest(p for p in model.parameters() if not p.requires_grad)
+        self.master = MasterWeights(model, FLOATS[settings.dtype])
+        self.optimiser = make_optimiser(model, settings.optimiser, self.master)
+        self.ema = None if settings.ema is None else EMA(model, settings.ema)
+        if settings.recompute:
+            _each_block(model, lambda b: setattr(b, "forward", _recomputing(b)))
+        if settings.compile:
+            _each_block(model, lambda b: b.compile())
+        self.objective = self.world.prepare(Objective(model, task))
+        self.progress = Progress()
+        self.signals = Signals()
+        self.stopping = False
+        self._part_names: list[str] = []
+
+    # ---- one step ----
+
+    def update(self) -> Step:
+        """One update of the weights. Returns what a report shows of it."""
+        began = time.perf_counter()
+        self.model.train()
+        sums, picked, tokens = self._gradients()
+        asked = torch.tensor([float(self.signals.number is not None)], dtype=torch.float64)
+        *values, stopping = self.world.sum(torch.cat([sums.cpu(), asked])).tolist()
+        self.stopping = stopping > 0  # all processes leave after the same step
+        loss, parts, units = _means(values, self._part_names)
+        gradients = [p.grad for p in self.master.trained if p.grad is not None]
+        scale = self.world.divided_by / units if units else 0.0
+        norm = float(self.world.norm(gradients)) * scale if gradients else 0.0
+        rate = self.settings.optimiser.learning_rate * factor(
+            self.settings.schedule, self.progress.step, self.steps
+        )
+        if units and not (math.isfinite(loss) and math.isfinite(norm) and math.isfinite(rate)):
+            self._not_finite(picked, loss, norm)
+        elif units:
+            limit = self.settings.clip
+            clip = 1.0 if limit is None else min(1.0, limit / (norm + 1e-6))
+            torch._foreach_mul_(gradients, scale * clip)
+            for group in self.optimiser.param_groups:
+                group["lr"] = rate * group["scale"]
+            self.optimiser.step()
+            self.master.refresh()
+            if self.ema is not None:
+                self.ema.update(self.model)
+            self.progress.in_a_row = 0
+        self.optimiser.zero_grad(set_to_none=True)
+        self.progress.step += 1
+        self.progress.tokens += tokens
+        seconds = time.perf_counter() - began
+        self.progress.seconds += seconds
+        return Step(
+            step=self.progress.step,
+            steps=self.steps,
+            loss=loss,
+            parts=parts,
+            learning_rate=rate,
+            gradient_norm=norm,
+            tokens=tokens,
+            seconds=seconds,
+            epoch=self.progress.step / self.epoch_steps,
+        )
+
+    def _gradients(self) -> tuple[Tensor, list[Picked], int]:
+        """Gradients of the summed loss over a step's batches. Sums: total, units, parts."""
+        picked: list[Picked] = []
+        sums: Tensor | None = None
+        tokens = 0
+        for number in range(self.settings.accumulate):
+            picked.append(next(self.batches))
+            examples = picked[-1].examples
+            # With fewer rows than processes, one without a row takes part with weight 0.
+            batch = self.task.collate(examples or [self.task.examples.example(0, 0)])
+            tokens += self.task.tokens(batch) if examples else 0
+            last = self.master.narrow or number == self.settings.accumulate - 1
+            with self.world.backward(self.objective, last):
+                loss: Loss = self.objective(to_device(batch, self.device))
+                if not examples:
+                    loss = Loss(*(_nothing(part) for part in loss))
+                loss.total.backward()  # type: ignore[no-untyped-call]
+            self.master.gather()
+            values = [loss.total.detach(), loss.units, *loss.parts.values()]
+            self._part_names = list(loss.parts)
+            added = torch.stack([v.detach().double() for v in values])
+            sums = added if sums is None else sums + added
+        assert sums is not None  # accumulate is at least 1
+        return sums, picked, tokens
+
+    def _not_finite(self, picked: list[Picked], loss: float, norm: float) -> None:
+        """Stop or note it; the weights have not been touched."""
+        where = "; ".join(f"epoch {p.epoch}, examples {p.indices}" for p in picked)
+        what = f"step {self.progress.step + 1}: loss {loss}, gradient norm {norm}"
+        self.progress.skipped += 1
+        self.progress.in_a_row += 1
+        if self.settings.on_nonfinite == "stop" or self.progress.in_a_row >= SKIPS:
+            raise TrainingError(
+                f"{what}: not a finite number; the weights were not changed",
+                where=where,
+                advice="look at these examples, lower optimiser.learning_rate, or set "
+                'on_nonfinite = "skip"; the last snapshot is good',
+            )
+        self.report.note(f"{what}: skipped [{where}]")
+
+    # ---- the run ----
+
+    def train(self) -> Result:
+        """Go on from the last good snapshot, or begin; to the end, the patience's, or a signal."""
+        self.resume()
+        with self.signals.caught():
+            try:
+                reason = self._steps()
+                self._keep_best_weights()
+            except torch.OutOfMemoryError as error:
+                raise _out_of_memory(error) from error
+            except (RuntimeError, MemoryError) as error:
+                if "allocate memory" in str(error) or isinstance(error, MemoryError):
+                    raise _out_of_memory(error) from error
+                raise
+        done = self.progress
+        return Result(
+            done.step,
+            done.metrics,
+            done.best_step,
+            done.seconds,
+            done.tokens,
+            done.skipped,
+            reason,
+        )
+
+    def _steps(self) -> str:
+        while True:
+            if self._between_steps():
+                return "patience"
+            if self.progress.step >= self.steps:
+                return "steps"
+            self.report.step(self.update())
+
+    def _between_steps(self) -> bool:
+        """Sample, evaluate and save where due, and obey signals. True: patience is at its end."""
+        settings, done = self.settings, self.progress
+        end = done.step >= self.steps
+        saving = self._due(settings.save_every) or (end and done.step > 0)
+        try:
+            with self.signals.interrupting(self.world.size == 1):
+                if self._due(settings.sample_every) and done.sampled != done.step:
+                    self._sample()
+                if self._due(settings.evaluate_every) or end:
+                    self._evaluate()
+        except _InterruptedError:
+            self.stopping = True
+        if saving or self.stopping:
+            self.save()
+        if self.stopping:
+            number = self.signals.number or signal.SIGTERM  # another process may have had it
+            raise StoppedError(number, done.step, self.folder)
+        patience = settings.patience
+        return patience is not None and done.waited >= patience
+
+    def _due(self, every: int | None) -> bool:
+        every = self.epoch_steps if every is None else every
+        return every > 0 and self.progress.step > 0 and self.progress.step % every == 0
+
+    def _sample(self) -> None:
+        if self.task.sample is not None and self.world.rank == 0:
+            with self._averaged(), torch.no_grad():
+                self.report.sample(self.progress.step, self.task.sample(self.model))
+        self.progress.sampled = self.progress.step
+
+    def _evaluate(self) -> None:
+        """Judge the (averaged) weights; keep them where they are the best so far."""
+        done, task = self.progress, self.task
+        if task.evaluate is None or done.evaluated == done.step or done.step == 0:
+            return
+        with self._averaged(), torch.no_grad():
+            metrics = task.evaluate(self.model)
+            value = metrics[task.metric]
+            better = done.best is None or (value < done.best if task.lower else value > done.best)
+            if better and self.settings.keep_best and self.world.rank == 0:
+                weights = {"model": _stored(self.model)}
+                snapshot = Snapshot(done.step, weights, {"metrics": metrics})
+                snapshots.write_snapshot(self.folder / "best", snapshot, keep=1)
+        done.evaluated, done.metrics = done.step, metrics
+        if better:
+            done.best, done.best_step, done.waited = value, done.step, 0
+        else:
+            done.waited += 1
+        self.report.evaluation(done.step, metrics)
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Evaluation mode, with the averaged weights where there are any; no random number used."""
+        tensors, other = randomness.random_state()
+        self.model.eval()
+        try:
+            with contextlib.nullcontext() if self.ema is None else self.ema.swapped(self.model):
+                yield
+        finally:
+            randomness.set_random_state(tensors, other)
+
+    def _keep_best_weights(self) -> None:
+        """End with the best evaluation's weights, else with the average, else with the last."""
+        if self.settings.keep_best and self.progress.best is not None:
+            self.world.wait()
+            best, damaged = snapshots.latest_snapshot(self.folder / "best")
+            for error in damaged:
+                self.report.note(str(error))
+            if best is not None:
+                _restore(self.model, best.tensors["model"])
+                self.progress.metrics = dict(best.state["metrics"])
+        elif self.ema is not None:
+            self.ema.copy_to(self.model)
+
+    # ---- saving and resuming ----
+
+    def snapshot(self) -> Snapshot:
+        """All that later steps depend on."""
+        tensors = {
+            "model": _stored(self.model, trained_only=True),
+            "optimiser": state_tensors(self.optimiser, self.model, self.master),
+        }
+        if self.ema is not None:
+            tensors["average"] = self.ema.tensors()
+        tensors["random"], numbers = randomness.random_state()
+        for rank, own in enumerate(self.world.gather(tensors["random"][randomness.CPU])):
+            tensors["random"][f"{randomness.CPU}/{rank}"] = own
+        state = {
+            "progress": asdict(self.progress),
+            "data": self.batches.state(),
+            "random": numbers,
+            "frozen": self.frozen,
+            "identity": self.identity,
+        }
+        return Snapshot(self.progress.step, tensors, state)
+
+    def save(self) -> None:
+        snapshot = self.snapshot()  # with the help of all
+        if self.world.rank == 0:
+            snapshots.write_snapshot(self.folder / "snapshots", snapshot, keep=self.settings.keep)
+        self.world.wait()
+
+    def resume(self) -> None:
+        """Take up the last good snapshot, if there is one; damaged ones are named and passed by."""
+        place = self.folder / "snapshots"
+        if self.world.rank == 0:
+            snapshots.sweep(place)
+            snapshots.sweep(self.folder / "best")
+        snapshot, damaged = snapshots.latest_snapshot(place)
+        for error in damaged:
+            self.report.note(f"passed by: {error}")
+        if snapshot is None:
+            self.report.resumed(0)
+            return
+        self._check_same_run(snapshot.state)
+        _restore(self.model, snapshot.tensors["model"])
+        load_state_tensors(self.optimiser, self.model, snapshot.tensors["optimiser"], self.master)
+        if self.ema is not None:
+            self.ema.load(snapshot.tensors["average"])
+        self.batches.restore(snapshot.state["data"])
+        self.progress = Progress(**snapshot.state["progress"])
+        self.report.resumed(snapshot.step)
+        own = f"{randomness.CPU}/{self.world.rank}"
+        tensors = dict(snapshot.tensors["random"])
+        tensors[randomness.CPU] = tensors.get(own, tensors[randomness.CPU])
+        randomness.set_random_state(tensors, snapshot.state["random"])
+
+    def _check_same_run(self, state: Mapping[str, Any]) -> None:
+        if state.get("frozen") != self.frozen:
+            raise TrainingError(
+                "the weights that are not trained are not those of the run that is taken up",
+                where=self.folder,
+                advice="use the same base model, or another output folder",
+            )
+        changed = sorted(_differences(state.get("identity", {}), self.identity))
+        changed = [key for key in changed if key.rpartition(".")[2] not in HARMLESS]
+        if changed:
+            raise TrainingError(
+                f"the run in this folder had other settings: {', '.join(changed[:5])}",
+                where=self.folder,
+                advice="take the former settings, or another output folder",
+            )
+
+
+class _InterruptedError(Exception):
+    """Raised inside evaluations and samples, which may be broken off: they change nothing."""
+
+
+class Signals:
+    """SIGTERM and SIGINT are noted and obeyed between steps; a second one is obeyed at once."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._may_interrupt = False
+
+    @contextlib.contextmanager
+    def caught(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield  # only the main thread may set handlers
+            return
+        before = {number: signal.signal(number, self._note) for number in EXIT_CODES}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def interrupting(self, allowed: bool) -> Iterator[None]:
+        """What is done inside may be broken off by a signal."""
+        if allowed and self.number is not None:
+            raise _InterruptedError
+        self._may_interrupt = allowed
+        try:
+            yield
+        finally:
+            self._may_interrupt = False
+
+    def _note(self, number: int, frame: object) -> None:
+        if self.number is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.number = number
+        if self._may_interrupt:
+            self._may_interrupt = False
+            raise _InterruptedError
+
+
+def _nothing(part: Any) -> Any:
+    """A loss that weighs nothing and still has a gradient."""
+    if isinstance(part, Mapping):
+        return {name: value * 0 for name, value in part.items()}
+    return part * 0
+
+
+def _means(sums: list[float], names: list[str]) -> tuple[float, dict[str, float], float]:
+    """(loss a unit, parts a unit, units)."""
+    total, units, *parts = sums
+    divisor = units or 1.0
+    return total / divisor, {n: p / divisor for n, p in zip(names, parts, strict=True)}, units
+
+
+def _stored(model: nn.Module, *, trained_only: bool = False) -> dict[str, Tensor]:
+    """Parameters and saved buffers by name, tied ones once."""
+    state = model.state_dict(keep_vars=True)
+    return {
+        name: state[name]
+        for name in shared_names(model)
+        if not trained_only
+        or not isinstance(state[name], nn.Parameter)
+        or state[name].requires_grad
+    }
+
+
+def _restore(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    state = model.state_dict(keep_vars=True)
+    with torch.no_grad():
+        for name, value in tensors.items():
+            if name not in state or state[name].shape != value.shape:
+                raise CheckpointError(
+                    "the snapshot holds a tensor that does not fit the model", where=name
+                )
+            state[name].copy_(value)
+
+
+def _digest(parameters: Any) -> str:
+    """SHA-256 over the bytes of tensors, in their order."""
+    digest = hashlib.sha256()
+    for parameter in parameters:
+        raw = parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(memoryview(raw.numpy()))
+    return digest.hexdigest()
+
+
+def _each_block(model: nn.Module, change: Any) -> None:
+    """Blocks are the unit of recomputing and compiling."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and name.rpartition(".")[2] == "blocks":
+            for block in module:
+                change(block)
+
+
+def _recomputing(block: nn.Module) -> Any:
+    forward = block.forward
+    return lambda *inputs: checkpoint(partial(forward), *inputs, use_reentrant=False)
+
+
+def _differences(a: Any, b: Any, path: str = "") -> Iterator[str]:
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        for key in {*a, *b}:
+            yield from _differences(a.get(key), b.get(key), f"{path}.{key}" if path else str(key))
+    elif isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        if list(a) != list(b):
+            yield path
+    elif a != b:
+        yield path
+
+
+def _out_of_memory(error: BaseException) -> ResourceError:
+    return ResourceError(
+        f"out of memory: {str(error).splitlines()[0][:200]}",
+        advice="lower batching.batch_size and raise accumulate, set recompute = true, shorten the "
+        'texts, or dtype = "bfloat16"; the last snapshot is good, the same command goes on',
+    )

@@ -1,0 +1,262 @@
+"""Recipes: what a run is, as a TOML file; read strictly, overridden by key, written out resolved.
+
+    recipe = read_recipe("recipes/sst2.toml", ["training.steps=100", "model.source=my-model"])
+
+Every key is a field of a dataclass below (or of `Settings`); a key that is none is an error. The
+options of [task] are the arguments of that objective's `task` function.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from chumoku.errors import ConfigError
+from chumoku.training.settings import Settings
+
+T = TypeVar("T")
+NONE: Final = "none"
+"""Stands for "no value" where a setting may have none: TOML has no word for it."""
+
+
+@dataclass(frozen=True)
+class About:
+    """Shown with the recipe: what it makes, of what, and under which licence the data stand."""
+
+    title: str = ""
+    description: str = ""
+    licence: str = ""
+
+
+@dataclass(frozen=True)
+class ModelSection:
+    """Where the weights come from: a source, or a config for a new model.
+
+    source: as for chumoku.load (`--model`). config: a config.json as a table; vocab_size and the
+    like are taken from the tokenizer where they are absent. head: default: what the task needs.
+    tokenizer: a source whose tokenizer is used; default: the source's own. dtype: as for load
+    ("stored" keeps a quantised base in its blocks). keep_head: the source's own head is kept (it
+    must fit); else a head that is missing or has other labels is made anew. freeze: patterns of
+    parameter names that are not trained. freeze_blocks: the embeddings and so many lowest blocks.
+    reinitialise: so many top blocks (and the pooler) are drawn anew. mixout: its probability.
+    dropout: put in the place of the config's, where it is given.
+    """
+
+    source: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    head: str | None = None
+    tokenizer: str | None = None
+    dtype: str = "float32"
+    keep_head: bool = False
+    ignore_config: tuple[str, ...] = ()
+    freeze: tuple[str, ...] = ()
+    freeze_blocks: int = 0
+    reinitialise: int = 0
+    mixout: float = 0.0
+    dropout: float | None = None
+
+
+@dataclass(frozen=True)
+class DataSection:
+    """Where the rows come from.
+
+    train, evaluation, test: files (a list, or one), or names on the hub; relative ones are looked
+    for in --data, in the working folder, and beside the recipe. fallback: the same three as names
+    on the hub, for who lacks the files. format: by the file's ending where absent. columns: the
+    task's name of a column -> the file's. encoding: found out where absent. max_rejects: largest
+    share of bad rows. limit: so many rows of train at most. holdout: without `evaluation`, this
+    share of train is kept for it (every n-th row).
+    """
+
+    train: str | tuple[str, ...] = ()
+    evaluation: str | tuple[str, ...] = ()
+    test: str | tuple[str, ...] = ()
+    fallback: Mapping[str, str] = field(default_factory=dict)
+    format: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    encoding: str | None = None
+    max_rejects: float = 0.01
+    limit: int | None = None
+    holdout: float = 0.0
+
+
+@dataclass(frozen=True)
+class AdapterSection:
+    """LoRA and its kin; kind none trains the whole model."""
+
+    kind: str = "none"
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("attention.query", "attention.value")
+    train_bias: str = "none"
+    also_train: tuple[str, ...] = ("head", "pooler")
+    merge: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in ADAPTERS:
+            raise ConfigError(
+                f"{self.kind!r} is not one of {', '.join(ADAPTERS)}", where="[adapter] kind"
+            )
+
+
+ADAPTERS: Final = ("none", "lora", "rslora", "dora")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The whole of a run. task: {"kind": an objective, …its options}. tokenizer: settings of a
+    tokenizer to train first, on the training texts; empty: none is trained."""
+
+    about: About = field(default_factory=About)
+    model: ModelSection = field(default_factory=ModelSection)
+    tokenizer: Mapping[str, Any] = field(default_factory=dict)
+    data: DataSection = field(default_factory=DataSection)
+    task: Mapping[str, Any] = field(default_factory=dict)
+    adapter: AdapterSection = field(default_factory=AdapterSection)
+    training: Settings = field(default_factory=Settings)
+
+
+def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a TOML file; overrides are `section.key=value`, the value TOML or a bare word.
+
+    Raises ConfigError for a file that is none, and for a key or a value that does not fit.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        table = tomllib.loads(text)
+    except FileNotFoundError:
+        raise ConfigError("there is no such recipe", where=path) from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"cannot be read: {error}", where=path) from error
+    for override in overrides:
+        _override(table, override)
+    return build(Recipe, table, str(path))
+
+
+def _override(table: dict[str, Any], text: str) -> None:
+    name, equals, value = text.removeprefix("--").partition("=")
+    *sections, key = name.split(".")
+    if not equals or not sections or not key:
+        raise ConfigError(
+            f"{text!r} is no override",
+            advice="write it as --training.steps=100 (section.key=value)",
+        )
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"{section!r} is a value, not a section", where=name)
+    table[key] = parse_value(value)
+
+
+def parse_value(text: str) -> Any:
+    """A TOML value; what is none is a string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+# ---- a table to a dataclass ----
+
+
+def build(kind: type[T], table: Mapping[str, Any], where: str) -> T:
+    """A frozen dataclass from a table. ConfigError names the key, and what it might have been."""
+    hints = typing.get_type_hints(kind)
+    known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for key in table:
+        if key not in known:
+            near = difflib.get_close_matches(key, sorted(known), 1)
+            advice = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(known))}"
+            raise ConfigError(f"{key!r} is no setting", where=where, advice=advice)
+    values = {key: _value(hints[key], value, f"{where}: {key}") for key, value in table.items()}
+    return kind(**values)
+
+
+def _value(kind: Any, value: Any, where: str) -> Any:
+    """`value` as the annotated type, without guessing: an int may stand for a float, no more."""
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        options = typing.get_args(kind)
+        if value == NONE and type(None) in options:
+            return None
+        for option in options:
+            if _fits(option, value):
+                return _value(option, value, where)
+        raise _unfit(kind, value, where)
+    if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+        return build(typing.cast(type, kind), value, where)
+    if not _fits(kind, value):
+        raise _unfit(kind, value, where)
+    if typing.get_origin(kind) is tuple or kind is tuple:
+        inner = (typing.get_args(kind) or (Any,))[0]
+        return tuple(_value(inner, v, where) for v in value)
+    return float(value) if kind is float else value
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    origin = typing.get_origin(kind) or kind
+    if origin is Any:
+        return True
+    if origin is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if origin is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if origin is tuple:
+        return isinstance(value, list | tuple)
+    if dataclasses.is_dataclass(origin) or (
+        isinstance(origin, type) and issubclass(origin, Mapping)
+    ):
+        return isinstance(value, Mapping)
+    return isinstance(origin, type) and isinstance(value, origin)
+
+
+def _unfit(kind: Any, value: Any, where: str) -> ConfigError:
+    name = getattr(kind, "__name__", str(kind))
+    return ConfigError(f"{value!r} is not a value of type {name}", where=where)
+
+
+# ---- a dataclass to TOML ----
+
+
+def to_toml(recipe: Recipe) -> str:
+    """The resolved recipe as TOML which `read_recipe` reads back to an equal one."""
+    return "\n".join(_table(dataclasses.asdict(recipe), "")).strip() + "\n"
+
+
+def _table(table: Mapping[str, Any], name: str) -> Iterator[str]:
+    plain = {k: v for k, v in table.items() if not isinstance(v, Mapping)}
+    if name and (plain or not table):
+        yield f"\n[{name}]"
+    for key, value in plain.items():
+        yield f"{_key(key)} = {_literal(value)}"
+    for key, value in table.items():
+        if isinstance(value, Mapping) and value:
+            yield from _table(value, f"{name}.{_key(key)}" if name else _key(key))
+
+
+def _key(key: str) -> str:
+    bare = key.replace("_", "").replace("-", "")
+    return key if bare.isascii() and bare.isalnum() else json.dumps(key, ensure_ascii=False)
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_literal, value))}]"
+    if isinstance(value, Mapping):
+        inside = (f"{_key(k)} = {_literal(v)}" for k, v in value.items() if v is not None)
+        return f"{{ {', '.join(inside)} }}"
+    if value is None:
+        return f'"{NONE}"'
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,0 +1,75 @@
+"""How a run goes: the [training] section of a recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from chumoku.devices import FLOATS
+from chumoku.errors import ConfigError
+from chumoku.training.data.batching import Batching
+from chumoku.training.optimisers import OptimiserSettings
+from chumoku.training.schedules import ScheduleSettings
+
+NON_FINITE: Final = ("stop", "skip")
+HARMLESS: Final = ("keep", "sample_every")
+"""Settings that a resumed run may change: the curve does not depend on them."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One step is one update of the weights, made from `accumulate` batches.
+
+    steps: how many; None: `epochs` over the examples. clip: largest norm of the gradient; None: no
+    limit. dtype: float32 or bfloat16 (weights and activations; the optimiser then keeps float32
+    copies). recompute: forget activations inside blocks and compute them again on the way back.
+    ema: decay of an average of the weights, which is then what is evaluated and kept; None: none.
+    on_nonfinite: what a loss or gradient that is no number does: stop, or skip (the weights stay).
+    evaluate_every, save_every: steps; None: once an epoch; 0: at the end alone. sample_every:
+    steps; 0: never. keep: snapshots on the disk. keep_best: end with the weights of the best
+    evaluation. patience: stop after so many evaluations without a better one; None: never.
+    """
+
+    steps: int | None = None
+    epochs: float = 3.0
+    accumulate: int = 1
+    clip: float | None = 1.0
+    dtype: str = "float32"
+    seed: int = 0
+    recompute: bool = False
+    compile: bool = False
+    ema: float | None = None
+    on_nonfinite: str = "stop"
+    evaluate_every: int | None = None
+    save_every: int | None = None
+    sample_every: int = 0
+    keep: int = 2
+    keep_best: bool = True
+    patience: int | None = None
+    batching: Batching = field(default_factory=Batching)
+    optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+
+    def __post_init__(self) -> None:
+        least = {"steps": 1, "accumulate": 1, "keep": 1, "patience": 1}
+        least |= {"evaluate_every": 0, "save_every": 0, "sample_every": 0}
+        for name, lowest in least.items():
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                raise _error(name, f"must be at least {lowest}, it is {value}")
+        if self.steps is None and not 0 < self.epochs < float("inf"):
+            raise _error("epochs", f"must be above 0, it is {self.epochs}")
+        if self.clip is not None and not self.clip > 0:
+            raise _error("clip", f"must be above 0 or absent, it is {self.clip}")
+        if self.dtype not in FLOATS:
+            raise _error("dtype", f"{self.dtype!r} is not one of {', '.join(FLOATS)}")
+        if self.dtype == "float16":
+            raise _error("dtype", "float16 needs a scaled loss, which this loop has not: bfloat16")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise _error("ema", f"must lie between 0 and 1, it is {self.ema}")
+        if self.on_nonfinite not in NON_FINITE:
+            raise _error("on_nonfinite", f"{self.on_nonfinite!r} is not one of stop, skip")
+
+
+def _error(name: str, what: str) -> ConfigError:
+    return ConfigError(what, where=f"[training] {name}")
