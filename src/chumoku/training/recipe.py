@@ -142,6 +142,16 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return build(Recipe, table, str(path))
 
 
+def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """The recipe with some settings replaced, written as for `read_recipe`."""
+    if not overrides:
+        return recipe
+    table = tomllib.loads(to_toml(recipe))
+    for text in overrides:
+        _override(table, text)
+    return build(Recipe, table, "the command line")
+
+
 def _override(table: dict[str, Any], text: str) -> None:
     name, equals, value = text.removeprefix("--").partition("=")
     *sections, key = name.split(".")

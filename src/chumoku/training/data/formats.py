@@ -28,6 +28,11 @@ def read_text(text: str) -> Found:
             yield number, _long(line) or {"text": line}
 
 
+def read_whole(text: str) -> Found:
+    """The file as one text, line ends included. -> {"text"}"""
+    yield 1, {"text": text}
+
+
 def read_documents(text: str) -> Found:
     """A sentence a line, documents apart by blank lines. -> {"sentences": [...]}"""
     sentences: list[str] = []
@@ -219,6 +224,7 @@ def _long(line: str) -> str | None:
 
 READERS: Final[Mapping[str, Callable[[str], Found]]] = {
     "text": read_text,
+    "whole": read_whole,
     "documents": read_documents,
     "label-text": read_label_text,
     "conll": read_conll,

@@ -71,12 +71,13 @@ def read_rows(
 ) -> Table:
     """Read files, folders of images by class, or `hf:org/name:split`.
 
-    `sklearn:digits:train` and `:test` are scikit-learn's; `pictures.tar:train` is a folder of a tar.
-    format: by the ending where absent (text, documents, label-text, conll, csv, tsv, both also with
-    -no-header, jsonl, json with SQuAD's form, parquet, images, parallel: two files of lines, source
-    and target). columns: our name -> the file's. encoding: found out where absent. limit: the first
-    so many rows. Raises InputError where more than max_rejects of the rows are bad, where a column
-    is missing, or where a file is none; SourceError where the hub cannot be reached.
+    `sklearn:digits:train` and `:test` are scikit-learn's, `pictures.tar:train` a folder of a tar.
+    format: by the ending where absent (text: a line each; whole: the file as one text; documents,
+    label-text, conll, csv, tsv, both also with -no-header, jsonl, json with SQuAD's form, parquet,
+    images; parallel: two files of lines, source and target). columns: our name -> the file's.
+    encoding: found out where absent. limit: the first so many rows. Raises InputError where more
+    than max_rejects of the rows are bad, where a column is missing, or where a file is none;
+    SourceError where the hub cannot be reached.
     """
     names = [os.fspath(source)] if isinstance(source, str | os.PathLike) else list(source)
     if not names:

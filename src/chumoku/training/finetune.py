@@ -1,0 +1,222 @@
+"""Fine-tuning by a few words: what is asked for becomes a recipe, which is what is run.
+
+Defaults are those of the papers: 3 epochs, batches of 32, 5e-5 with a linear decay after a tenth of
+warm-up (1810.04805, appendix A.3); for adapters 2e-4 (2106.09685, appendix D).
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+from chumoku.errors import InputError
+from chumoku.saving import write_json
+from chumoku.training.data.batching import Batching
+from chumoku.training.optimisers import OptimiserSettings
+from chumoku.training.recipe import (
+    About,
+    AdapterSection,
+    DataSection,
+    ModelSection,
+    Recipe,
+)
+from chumoku.training.runner import Outcome
+from chumoku.training.schedules import ScheduleSettings
+from chumoku.training.settings import Settings
+
+
+@dataclass(frozen=True)
+class Verb:
+    """kind: [task] kind. columns: the task's columns, by the option that renames each. verb: the
+    command that uses the result. options: of the task. epochs, batch_size: where not asked for.
+    """
+
+    kind: str
+    columns: Mapping[str, str]
+    verb: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    epochs: float = 3.0
+    batch_size: int = 32
+
+
+TEXT: Final = {"text_column": "text"}
+PAIR: Final = {"text_column": "text", "pair_column": "pair"}
+LABEL: Final = {"label_column": "label"}
+TURNED: Final = {"text_column": "source", "target_column": "target"}
+
+VERBS: Final = {
+    "classify": Verb("classification", TEXT | LABEL, "classify"),
+    "pair": Verb("classification", PAIR | LABEL, "classify"),
+    "ner": Verb("token-classification", TEXT | {"label_column": "tags"}, "ner"),
+    "qa": Verb("question-answering", {"text_column": "context"}, "qa", epochs=2.0, batch_size=16),
+    "multiple-choice": Verb("multiple-choice", TEXT | LABEL, "multiple-choice", batch_size=16),
+    "embed": Verb("sentence-embedding", PAIR | {"label_column": "score"}, "similarity"),
+    "image": Verb("image-classification", {"text_column": "image"} | LABEL, "classify-image"),
+    "chat": Verb("chat", {}, "chat", batch_size=8),
+    "translate": Verb("seq2seq", TURNED, "translate", {"score": "bleu"}),
+    "summarize": Verb("seq2seq", TURNED, "summarize", {"score": "rouge"}, batch_size=8),
+}
+"""What can be asked for -> what it means."""
+
+FULL_RATE: Final = 5e-5
+ADAPTER_RATE: Final = 2e-4
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a user says. model, train, evaluation, test: as in a recipe. columns: option -> the
+    file's column. adapter: none, lora, rslora, dora; quantised: the base stays in its blocks.
+    """
+
+    model: str
+    train: tuple[str, ...]
+    evaluation: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+    format: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    epochs: float | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    max_length: int | None = None
+    adapter: str = "none"
+    rank: int = 8
+    quantised: bool = False
+    seed: int = 0
+    dtype: str = "float32"
+    layer_decay: float = 1.0
+    reinitialise: int = 0
+    freeze_blocks: int = 0
+    mixout: float = 0.0
+    patience: int | None = None
+
+
+def recipe_of(name: str, wish: Wish) -> Recipe:
+    """The recipe of a wish. Raises InputError for an unknown verb or a column it has not."""
+    if name not in VERBS:
+        raise InputError(f"{name!r} cannot be learnt", advice=f"one of {', '.join(VERBS)}")
+    verb = VERBS[name]
+    adapted = wish.adapter != "none"
+    rate = wish.learning_rate or (ADAPTER_RATE if adapted else FULL_RATE)
+    length = {} if wish.max_length is None else _length(verb.kind, wish.max_length)
+    return Recipe(
+        about=About(title=f"finetune {name}"),
+        model=ModelSection(
+            source=wish.model,
+            dtype="stored" if wish.quantised else "float32",
+            reinitialise=wish.reinitialise,
+            freeze_blocks=wish.freeze_blocks,
+            mixout=wish.mixout,
+        ),
+        data=DataSection(
+            train=wish.train,
+            evaluation=wish.evaluation,
+            test=wish.test,
+            format=wish.format,
+            columns=_columns(name, verb, wish.columns),
+            holdout=0.0 if wish.evaluation else 0.1,
+        ),
+        task={"kind": verb.kind, **verb.options, **length, **wish.options},
+        adapter=AdapterSection(kind=wish.adapter, rank=wish.rank, alpha=2.0 * wish.rank),
+        training=Settings(
+            epochs=wish.epochs or verb.epochs,
+            seed=wish.seed,
+            dtype=wish.dtype,
+            patience=wish.patience,
+            batching=Batching(batch_size=wish.batch_size or verb.batch_size),
+            optimiser=OptimiserSettings(learning_rate=rate, layer_decay=wish.layer_decay),
+            schedule=ScheduleSettings(kind="linear", warmup_fraction=0.1),
+        ),
+    )
+
+
+def _length(kind: str, tokens: int) -> dict[str, int]:
+    if kind == "seq2seq":
+        return {"source_length": tokens, "target_length": tokens}
+    return {"length" if kind == "chat" else "max_length": tokens}
+
+
+def _columns(name: str, verb: Verb, given: Mapping[str, str]) -> dict[str, str]:
+    found = {}
+    for option, theirs in given.items():
+        if option not in verb.columns:
+            flags = ", ".join(f"--{known.replace('_', '-')}" for known in verb.columns)
+            raise InputError(
+                f"finetune {name} has no --{option.replace('_', '-')}",
+                advice=f"it has {flags}" if flags else "its rows have fixed columns",
+            )
+        found[verb.columns[option]] = theirs
+    return found
+
+
+def next_commands(name: str, folder: Path) -> list[str]:
+    """What to type to use the result."""
+    example = {"pair": ' "…" --pair "…"', "qa": ' "question" "context"', "image": " picture.png"}
+    chat = "" if name == "chat" else example.get(name, ' "…"')
+    return [f"chumoku {VERBS[name].verb}{chat} --model {folder}", f"chumoku models show {folder}"]
+
+
+# ---- several seeds ----
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """metric: its name. values: by seed. failed: seeds no better than the most frequent answer, or
+    that ended in an error. best: the seed whose model is kept."""
+
+    metric: str
+    values: Mapping[int, float]
+    failed: tuple[int, ...]
+    best: int
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values.values())
+
+    @property
+    def deviation(self) -> float:
+        """Of the sample; 0 for one seed."""
+        return statistics.stdev(self.values.values()) if len(self.values) > 1 else 0.0
+
+
+def run_seeds(
+    recipe: Recipe,
+    folder: Path,
+    count: int,
+    run: Callable[[Recipe, Path], Outcome],
+) -> Seeds:
+    """Train with so many seeds, each in `folder/seed-N`; `folder/seeds.json` sums up.
+
+    A run has failed that is no better than always giving the most frequent answer (2006.04884,
+    section 3), where its metrics say what that gives ("majority").
+    """
+    values: dict[int, float] = {}
+    metric, lower, baseline = "loss", True, None
+    for seed in range(recipe.training.seed, recipe.training.seed + count):
+        one = replace(recipe, training=replace(recipe.training, seed=seed))
+        outcome = run(one, folder / f"seed-{seed}")
+        metric, lower = outcome.metric, outcome.lower
+        found = outcome.test or outcome.result.metrics
+        values[seed] = found[metric]
+        baseline = found.get("majority", baseline)
+    best = (min if lower else max)(values, key=lambda seed: values[seed])
+    failed: Sequence[int] = ()
+    if baseline is not None:
+        failed = [s for s, v in values.items() if (v >= baseline if lower else v <= baseline)]
+    seeds = Seeds(metric, values, tuple(failed), best)
+    write_json(
+        folder / "seeds.json",
+        {
+            "metric": metric,
+            "mean": seeds.mean,
+            "deviation": seeds.deviation,
+            "best_seed": best,
+            "failed": list(failed),
+            "values": json.loads(json.dumps(values)),
+        },
+    )
+    return seeds
