@@ -121,7 +121,7 @@ class FastTokenizer:
         self.clean_up = clean_up and spec["model"].get("type") != "BPE"
         self._words_by_space = _words_by_space(spec)
         self._segments = _has_segments(spec["post_processor"])
-        unknown = spec["model"].get("unk_token")
+        unknown = _unknown(spec["model"])
         self.added = {
             index: AddedToken(
                 token.content, index, token.special, token.lstrip, token.rstrip, token.single_word
@@ -377,6 +377,15 @@ def words_by_space(
         after_added = is_added
         words.append(current)
     return words
+
+
+def _unknown(model: Mapping[str, Any]) -> str | None:
+    """The token of what has no other: Unigram names it by its place in the vocabulary."""
+    place = model.get("unk_id")
+    if isinstance(place, int) and 0 <= place < len(model["vocab"]):
+        return str(model["vocab"][place][0])
+    name = model.get("unk_token")
+    return None if name is None else str(name)
 
 
 def _last_id(spec: Mapping[str, Any]) -> int:

@@ -76,8 +76,8 @@ def generator(seed: int, epoch: int, index: int) -> torch.Generator:
     The three are mixed by SplitMix64's finaliser (Steele et al., OOPSLA 2014), so that neighbours
     have nothing in common.
     """
-    mixed = seed & _MASK
-    for part in (epoch, index):
+    mixed = 0
+    for part in (seed, epoch, index):
         mixed = _mix((mixed + 0x9E3779B97F4A7C15 + part) & _MASK)
     return torch.Generator().manual_seed(mixed)
 
