@@ -68,7 +68,8 @@ class EMA:
             yield
         finally:
             with torch.no_grad():
-                torch._foreach_copy_([p.detach() for p in _trained(model).values()], own)
+                for p, value in zip(_trained(model).values(), own, strict=True):
+                    p.copy_(value)
 
     def tensors(self) -> dict[str, Tensor]:
         """The averages by parameter name, live, and the number of updates."""

@@ -1,129 +1,116 @@
-"""Several processes under torchrun: DDP. gloo on CPUs, NCCL on GPUs.
+"""Joining the processes that torchrun has started: gloo between CPUs, NCCL between GPUs.
 
     torchrun --nproc-per-node 2 -m chumoku train RECIPE …
 
-torchrun tells each process its number through the environment. One that dies is started again with
-all others, and the run goes on from the last snapshot (`--max-restarts`).
+torchrun tells each process its number through the environment. When one dies, all are started
+again, and the run goes on from the last snapshot (`--max-restarts`).
 """
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Final
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from chumoku.errors import ConfigError, TrainingError
+from chumoku.errors import ConfigError
+from chumoku.training.replicas import TIMEOUT, Replicas, first_line
+from chumoku.training.sharded import Sharded
 from chumoku.training.world import Alone, World
 
-TIMEOUT: Final = "CHUMOKU_PEER_TIMEOUT"
-"""Seconds after which a peer that does not answer counts as dead; 600 where absent."""
-NEEDED: Final = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+NUMBERS: Final = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
+NEEDED: Final = (*NUMBERS, "MASTER_ADDR")
+STRATEGIES: Final[Mapping[str, Callable[[torch.device], World]]] = {
+    "ddp": Replicas,
+    "fsdp": Sharded,
+}
+"""ddp: each process holds the whole model. fsdp: each holds a part of it."""
 
 
-class Replicas:
-    """DDP: each process holds the whole model and has its share of every batch."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.rank = dist.get_rank()
-        self.size = self.divided_by = dist.get_world_size()
-        self.device = device
-
-    def prepare(self, objective: nn.Module) -> nn.Module:
-        # A head may leave part of the model unused (a pooler beside token labels).
-        return DistributedDataParallel(
-            objective,
-            device_ids=[self.device] if self.device.type == "cuda" else None,
-            find_unused_parameters=True,
-        )
-
-    @contextmanager
-    def backward(self, objective: nn.Module, last: bool) -> Iterator[None]:
-        if last or not isinstance(objective, DistributedDataParallel):
-            yield
-            return
-        with objective.no_sync():
-            yield
-
-    def sum(self, values: Tensor) -> Tensor:
-        moved = values.to(self.device)
-        self._together(lambda: dist.all_reduce(moved))
-        return moved.to(values.device)
-
-    def norm(self, gradients: Iterable[Tensor]) -> Tensor:
-        return torch.nn.utils.get_total_norm(gradients, foreach=True)
-
-    def gather(self, values: Tensor) -> list[Tensor]:
-        moved = values.to(self.device)
-        found = [torch.empty_like(moved) for _ in range(self.size)]
-        self._together(lambda: dist.all_gather(found, moved))
-        return [value.to(values.device) for value in found]
-
-    def wait(self) -> None:
-        self._together(dist.barrier)
-
-    def _together(self, exchange: object) -> None:
-        try:
-            exchange()  # type: ignore[operator]
-        except RuntimeError as error:
-            raise lost_peer(error) from error
-
-
-def lost_peer(error: RuntimeError) -> TrainingError:
-    """What a collective says when another process has gone, in our words."""
-    return TrainingError(
-        f"another process of the run does not answer: {str(error).splitlines()[0][:200]}",
-        advice="under torchrun --max-restarts=3 all are started again, from the last snapshot; "
-        f"{TIMEOUT} sets after how many seconds a silent one counts as dead",
-    )
-
-
-def world_of(device: torch.device) -> tuple[World, torch.device]:
+def world_of(device: torch.device, strategy: str = "ddp") -> tuple[World, torch.device]:
     """The processes that torchrun's environment tells of, and this one's device.
 
-    Raises ConfigError where the environment is incomplete or the addresses lead nowhere.
+    Without that environment it is one process, and the strategy means nothing. Raises ConfigError
+    where the environment is incomplete, a process has no GPU of its own, or the others do not come.
     """
+    if strategy not in STRATEGIES:
+        raise ConfigError(f"{strategy!r} is not one of {', '.join(STRATEGIES)}", where="strategy")
     if "WORLD_SIZE" not in os.environ and "RANK" not in os.environ:
         return Alone(), device
-    missing = [name for name in NEEDED if name not in os.environ]
-    if missing:
-        raise ConfigError(
-            f"the environment names no {', '.join(missing)}",
-            advice="start the processes with torchrun, which sets them",
-        )
+    _check_environment()
     if device.type == "cuda":
-        local = int(os.environ["LOCAL_RANK"])
-        if local >= torch.cuda.device_count():
-            raise ConfigError(
-                f"process {local} of this machine has no GPU: there are "
-                f"{torch.cuda.device_count()}",
-                advice="lower torchrun --nproc-per-node, or --device cpu",
-            )
-        device = torch.device("cuda", local)
-        torch.cuda.set_device(device)
-    seconds = float(os.environ.get(TIMEOUT, "600"))
-    try:
-        if not dist.is_initialized():
-            dist.init_process_group(
-                "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=seconds)
-            )
-    except (RuntimeError, ValueError) as error:
-        raise ConfigError(
-            f"the processes do not find each other: {str(error).splitlines()[0][:200]}",
-            where=f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}",
-            advice="the same --nnodes, --rdzv-endpoint and --rdzv-id on each machine; "
-            "an open port on the first",
-        ) from error
-    return Replicas(device), device
+        device = _own_gpu(int(os.environ["LOCAL_RANK"]))
+    if not dist.is_initialized():
+        _join("nccl" if device.type == "cuda" else "gloo", _patience())
+    return STRATEGIES[strategy](device), device
 
 
 def leave() -> None:
     """Close what `world_of` opened."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _check_environment() -> None:
+    missing = [name for name in NEEDED if name not in os.environ]
+    if missing:
+        raise ConfigError(
+            f"the environment names no {', '.join(missing)}",
+            advice="start the processes with torchrun, which sets them; to train in one process, "
+            "unset RANK and WORLD_SIZE",
+        )
+    for name in NUMBERS:
+        if not os.environ[name].isdecimal():
+            raise ConfigError(
+                f"{os.environ[name]!r} is no number",
+                where=name,
+                advice="start the processes with torchrun, which sets it",
+            )
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if rank >= size:
+        raise ConfigError(
+            f"process {rank} of {size} cannot be: they are counted from 0",
+            where="RANK",
+            advice="start the processes with torchrun, which sets it",
+        )
+
+
+def _own_gpu(local: int) -> torch.device:
+    count = torch.cuda.device_count()
+    if local >= count:
+        raise ConfigError(
+            f"process {local} of this machine has no GPU: there are {count}",
+            where="LOCAL_RANK",
+            advice="lower torchrun --nproc-per-node, or --device cpu",
+        )
+    device = torch.device("cuda", local)
+    torch.cuda.set_device(device)
+    return device
+
+
+def _patience() -> timedelta:
+    text = os.environ.get(TIMEOUT, "600")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < 1e9:
+        raise ConfigError(f"{text!r} is no number of seconds", where=TIMEOUT)
+    return timedelta(seconds=seconds)
+
+
+def _join(backend: str, patience: timedelta) -> None:
+    try:
+        dist.init_process_group(backend, timeout=patience)
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"the processes do not find each other: {first_line(error)}",
+            where=f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}",
+            advice="the same --nnodes, --rdzv-endpoint and --rdzv-id on each machine, a port that "
+            "is open on the first; GLOO_SOCKET_IFNAME (NCCL_SOCKET_IFNAME) names the network "
+            f"device to use; {TIMEOUT} sets after how many seconds the search ends",
+        ) from error

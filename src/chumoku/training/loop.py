@@ -135,21 +135,21 @@ class Run:
         self.world: World = Alone() if world is None else world
         self.identity = {"training": asdict(settings), **(identity or {})}
         randomness.seed_all(settings.seed + self.world.rank)
-        self.device = next(model.parameters()).device
         self.batches = Batches(
             task.examples, settings.batching, settings.seed, self.world.rank, self.world.size
         )
         self.epoch_steps = max(1, math.ceil(self.batches.batches_per_epoch / settings.accumulate))
         self.steps = settings.steps or max(1, round(settings.epochs * self.epoch_steps))
         self.frozen = _digest(p for p in model.parameters() if not p.requires_grad)
-        self.master = MasterWeights(model, FLOATS[settings.dtype])
+        self.objective, kept = self.world.prepare(Objective(model, task), FLOATS[settings.dtype])
+        self.device = next(model.parameters()).device
+        self.master = MasterWeights(model, kept)
         self.optimiser = make_optimiser(model, settings.optimiser, self.master)
         self.ema = None if settings.ema is None else EMA(model, settings.ema)
         if settings.recompute:
             _each_block(model, lambda b: setattr(b, "forward", _recomputing(b)))
         if settings.compile:
             _each_block(model, lambda b: b.compile())
-        self.objective = self.world.prepare(Objective(model, task))
         self.progress = Progress()
         self.signals = Signals()
         self.stopping = False
@@ -162,8 +162,9 @@ class Run:
         began = time.perf_counter()
         self.model.train()
         sums, picked, tokens = self._gradients()
-        asked = torch.tensor([float(self.signals.number is not None)], dtype=torch.float64)
-        *values, stopping = self.world.sum(torch.cat([sums.cpu(), asked])).tolist()
+        own = [float(self.signals.number is not None), float(tokens)]
+        told = torch.cat([torch.tensor(own, dtype=torch.float64), sums.cpu()])
+        stopping, tokens, *values = self.world.sum(told).tolist()
         self.stopping = stopping > 0  # all processes leave after the same step
         loss, parts, units = _means(values, self._part_names)
         gradients = [p.grad for p in self.master.trained if p.grad is not None]
@@ -187,7 +188,7 @@ class Run:
             self.progress.in_a_row = 0
         self.optimiser.zero_grad(set_to_none=True)
         self.progress.step += 1
-        self.progress.tokens += tokens
+        self.progress.tokens += int(tokens)
         seconds = time.perf_counter() - began
         self.progress.seconds += seconds
         return Step(
@@ -197,7 +198,7 @@ class Run:
             parts=parts,
             learning_rate=rate,
             gradient_norm=norm,
-            tokens=tokens,
+            tokens=int(tokens),
             seconds=seconds,
             epoch=self.progress.step / self.epoch_steps,
         )
@@ -213,7 +214,7 @@ class Run:
             # With fewer rows than processes, one without a row takes part with weight 0.
             batch = self.task.collate(examples or [self.task.examples.example(0, 0)])
             tokens += self.task.tokens(batch) if examples else 0
-            last = self.master.narrow or number == self.settings.accumulate - 1
+            last = number == self.settings.accumulate - 1
             with self.world.backward(self.objective, last):
                 loss: Loss = self.objective(to_device(batch, self.device))
                 if not examples:
@@ -224,6 +225,7 @@ class Run:
             self._part_names = list(loss.parts)
             added = torch.stack([v.detach().double() for v in values])
             sums = added if sums is None else sums + added
+        self.world.exchange(self.master.trained)
         assert sums is not None  # accumulate is at least 1
         return sums, picked, tokens
 
@@ -246,8 +248,8 @@ class Run:
 
     def train(self) -> Result:
         """Go on from the last good snapshot, or begin; to the end, the patience's, or a signal."""
-        self.resume()
-        with self.signals.caught():
+        with self.signals.caught(), self.world.together():
+            self.resume()
             try:
                 reason = self._steps()
                 self._keep_best_weights()
@@ -302,9 +304,10 @@ class Run:
         return every > 0 and self.progress.step > 0 and self.progress.step % every == 0
 
     def _sample(self) -> None:
-        if self.task.sample is not None and self.world.rank == 0:
-            with self._averaged(), torch.no_grad():
-                self.report.sample(self.progress.step, self.task.sample(self.model))
+        if self.task.sample is not None:
+            with self._averaged() as model:
+                if self.world.rank == 0:
+                    self.report.sample(self.progress.step, self.task.sample(model))
         self.progress.sampled = self.progress.step
 
     def _evaluate(self) -> None:
@@ -312,14 +315,14 @@ class Run:
         done, task = self.progress, self.task
         if task.evaluate is None or done.evaluated == done.step or done.step == 0:
             return
-        with self._averaged(), torch.no_grad():
-            metrics = task.evaluate(self.model)
+        with self._averaged() as model:
+            metrics = self._agreed(task.evaluate(model))
             value = metrics[task.metric]
             better = done.best is None or (value < done.best if task.lower else value > done.best)
-            if better and self.settings.keep_best and self.world.rank == 0:
+            if better and self.settings.keep_best:
                 weights = {"model": _stored(self.model)}
                 snapshot = Snapshot(done.step, weights, {"metrics": metrics})
-                snapshots.write_snapshot(self.folder / "best", snapshot, keep=1)
+                self.world.save(self.folder / "best", snapshot, keep=1)
         done.evaluated, done.metrics = done.step, metrics
         if better:
             done.best, done.best_step, done.waited = value, done.step, 0
@@ -327,16 +330,26 @@ class Run:
             done.waited += 1
         self.report.evaluation(done.step, metrics)
 
+    def _agreed(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """The first process's numbers: on another machine the last bit may differ."""
+        own = torch.tensor([*metrics.values()], dtype=torch.float64)
+        first = self.world.gather(own)[0].tolist()
+        return dict(zip(metrics, first, strict=True))
+
     @contextlib.contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """Evaluation mode, with the averaged weights where there are any; no random number used."""
-        tensors, other = randomness.random_state()
+    def _averaged(self) -> Iterator[nn.Module]:
+        """The whole model in evaluation mode, with the averaged weights where there are any.
+
+        No gradient, no random number used.
+        """
+        random = randomness.random_state()
         self.model.eval()
         try:
-            with contextlib.nullcontext() if self.ema is None else self.ema.swapped(self.model):
-                yield
+            swapped = contextlib.nullcontext() if self.ema is None else self.ema.swapped(self.model)
+            with swapped, torch.no_grad():
+                yield self.world.whole(self.model)
         finally:
-            randomness.set_random_state(tensors, other)
+            randomness.set_random_state(random)
 
     def _keep_best_weights(self) -> None:
         """End with the best evaluation's weights, else with the average, else with the last."""
@@ -346,7 +359,7 @@ class Run:
             for error in damaged:
                 self.report.note(str(error))
             if best is not None:
-                _restore(self.model, best.tensors["model"])
+                self._restore(best.tensors["model"])
                 self.progress.metrics = dict(best.state["metrics"])
         elif self.ema is not None:
             self.ema.copy_to(self.model)
@@ -354,30 +367,28 @@ class Run:
     # ---- saving and resuming ----
 
     def snapshot(self) -> Snapshot:
-        """All that later steps depend on."""
+        """All that later steps depend on. Of narrow weights the float32 copies are kept."""
+        optimiser = state_tensors(self.optimiser, self.model, self.master)
+        copies = {n: optimiser.pop(_copy_of(n)) for n in self.master.named if self.master.narrow}
         tensors = {
-            "model": _stored(self.model, trained_only=True),
-            "optimiser": state_tensors(self.optimiser, self.model, self.master),
+            "model": {**_stored(self.model, trained_only=True), **copies},
+            "optimiser": optimiser,
+            "random": randomness.state_of_all(self.world.gather),
         }
         if self.ema is not None:
             tensors["average"] = self.ema.tensors()
-        tensors["random"], numbers = randomness.random_state()
-        for rank, own in enumerate(self.world.gather(tensors["random"][randomness.CPU])):
-            tensors["random"][f"{randomness.CPU}/{rank}"] = own
         state = {
             "progress": asdict(self.progress),
             "data": self.batches.state(),
-            "random": numbers,
             "frozen": self.frozen,
             "identity": self.identity,
         }
         return Snapshot(self.progress.step, tensors, state)
 
     def save(self) -> None:
-        snapshot = self.snapshot()  # with the help of all
-        if self.world.rank == 0:
-            snapshots.write_snapshot(self.folder / "snapshots", snapshot, keep=self.settings.keep)
-        self.world.wait()
+        """With the help of all processes."""
+        keep = self.settings.keep
+        self.world.save(self.folder / "snapshots", self.snapshot(), keep=keep)
 
     def resume(self) -> None:
         """Take up the last good snapshot, if there is one; damaged ones are named and passed by."""
@@ -385,24 +396,50 @@ class Run:
         if self.world.rank == 0:
             snapshots.sweep(place)
             snapshots.sweep(self.folder / "best")
+        self.world.wait()
         snapshot, damaged = snapshots.latest_snapshot(place)
         for error in damaged:
             self.report.note(f"passed by: {error}")
+        self._check_same_step(0 if snapshot is None else snapshot.step)
         if snapshot is None:
             self.report.resumed(0)
             return
         self._check_same_run(snapshot.state)
-        _restore(self.model, snapshot.tensors["model"])
-        load_state_tensors(self.optimiser, self.model, snapshot.tensors["optimiser"], self.master)
+        self._take_up(snapshot)
+        self.report.resumed(snapshot.step)
+
+    def _take_up(self, snapshot: Snapshot) -> None:
+        weights, optimiser = snapshot.tensors["model"], snapshot.tensors["optimiser"]
+        self._restore(weights)
+        if self.master.narrow:
+            copies = {_copy_of(n): weights[n] for n in self.master.named if n in weights}
+            optimiser = {**optimiser, **copies}
+        state = state_tensors(self.optimiser, self.model, self.master)
+        optimiser = self.world.placed(state, optimiser)
+        load_state_tensors(self.optimiser, self.model, optimiser, self.master)
         if self.ema is not None:
-            self.ema.load(snapshot.tensors["average"])
+            self.ema.load(self.world.placed(self.ema.tensors(), snapshot.tensors["average"]))
         self.batches.restore(snapshot.state["data"])
         self.progress = Progress(**snapshot.state["progress"])
-        self.report.resumed(snapshot.step)
-        own = f"{randomness.CPU}/{self.world.rank}"
-        tensors = dict(snapshot.tensors["random"])
-        tensors[randomness.CPU] = tensors.get(own, tensors[randomness.CPU])
-        randomness.set_random_state(tensors, snapshot.state["random"])
+        randomness.set_own_state(
+            snapshot.tensors["random"],
+            self.world.rank,
+            self.world.size,
+            seed=self.settings.seed,
+            step=snapshot.step,
+        )
+
+    def _restore(self, tensors: Mapping[str, Tensor]) -> None:
+        _restore(self.model, self.world.placed(_stored(self.model), tensors))
+
+    def _check_same_step(self, step: int) -> None:
+        steps = [int(own) for own in self.world.gather(torch.tensor([step]))]
+        if len(set(steps)) > 1:
+            raise TrainingError(
+                f"the processes see different snapshots: of steps {steps}",
+                where=self.folder,
+                advice="all machines must share the folder of the run",
+            )
 
     def _check_same_run(self, state: Mapping[str, Any]) -> None:
         if state.get("frozen") != self.frozen:
@@ -488,6 +525,11 @@ def _stored(model: nn.Module, *, trained_only: bool = False) -> dict[str, Tensor
         or not isinstance(state[name], nn.Parameter)
         or state[name].requires_grad
     }
+
+
+def _copy_of(name: str) -> str:
+    """What state_tensors calls the float32 copy of a narrow weight."""
+    return f"{name}/master"
 
 
 def _restore(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -3,7 +3,8 @@
 A snapshot is a folder `step-00000300` with safetensors files, `state.json` and, written last,
 `manifest.json`: the SHA-256 of each of the others. It is built under another name, every file is
 synced, and the folder is renamed into place; a power loss at any moment leaves the former ones.
-Nothing in it is a pickle.
+Nothing in it is a pickle. Where several processes hold parts of the tensors, each writes files of
+its own, and the manifest says which piece lies where (shards.py).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import re
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +27,7 @@ from chumoku.checkpoints.files import FULL_DISK, sha256_of
 from chumoku.checkpoints.ranges import atomic_file, sync_folder
 from chumoku.checkpoints.safetensors import read_safetensors, write_safetensors
 from chumoku.errors import CheckpointError, ChumokuError, ResourceError
+from chumoku.training.shards import Layout, assembled
 
 MANIFEST: Final = "manifest.json"
 STATE: Final = "state.json"
@@ -52,31 +54,53 @@ def write_snapshot(folder: Path, snapshot: Snapshot, *, keep: int) -> Path:
     Raises ResourceError where the disk is full, CheckpointError where nothing can be written or a
     value is not finite; whatever lay there before is then untouched.
     """
-    _refuse_non_finite(snapshot)
-    target = folder / name_of(snapshot.step)
-    temporary = folder / f"{_TEMPORARY}{uuid.uuid4().hex}"
-    try:
-        temporary.mkdir(parents=True)
+    for file, tensors in snapshot.tensors.items():
+        refuse_non_finite(file, tensors)
+    with unfinished(folder, uuid.uuid4().hex) as temporary:
         for file, tensors in snapshot.tensors.items():
             values = [lazy(key, value) for key, value in tensors.items()]
             write_safetensors(temporary / f"{file}.safetensors", values)
-        _write_json(temporary / STATE, {"step": snapshot.step, **snapshot.state})
-        digests = {path.name: sha256_of(path) for path in sorted(temporary.iterdir())}
-        _write_json(temporary / MANIFEST, {"sha256": digests})
-        sync_folder(temporary)
-        _put_in_place(temporary, target)
-        sync_folder(folder)
+        target = commit(temporary, snapshot)
+    prune(folder, keep)
+    return target
+
+
+@contextlib.contextmanager
+def unfinished(folder: Path, token: str, *, remove: bool = True) -> Iterator[Path]:
+    """A folder to build a snapshot in. `remove`: what is left of it at the end.
+
+    Processes that write together give the same token, and the first of them removes. Raises
+    ResourceError where the disk is full, CheckpointError where nothing can be written.
+    """
+    temporary = folder / f"{_TEMPORARY}{token}"
+    try:
+        temporary.mkdir(parents=True, exist_ok=True)
+        yield temporary
     except OSError as error:
         if error.errno in FULL_DISK:
             raise ResourceError(
                 "the disk is full; the snapshots written before are untouched",
-                where=target,
+                where=folder,
                 advice="free some space, lower [training] keep, or write to another disk",
             ) from error
-        raise CheckpointError(f"cannot be written: {error.strerror}", where=target) from error
+        raise CheckpointError(f"cannot be written: {error.strerror}", where=folder) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    _prune(folder, keep)
+        if remove:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def commit(temporary: Path, snapshot: Snapshot, shards: Layout | None = None) -> Path:
+    """Add state and manifest to the tensors in an unfinished folder, and rename it into place."""
+    target = temporary.parent / name_of(snapshot.step)
+    _write_json(temporary / STATE, {"step": snapshot.step, **snapshot.state})
+    digests = {path.name: sha256_of(path) for path in sorted(temporary.iterdir())}
+    manifest: dict[str, Any] = {"sha256": digests}
+    if shards is not None:
+        manifest["shards"] = shards
+    _write_json(temporary / MANIFEST, manifest)
+    sync_folder(temporary)
+    _put_in_place(temporary, target)
+    sync_folder(target.parent)
     return target
 
 
@@ -85,7 +109,8 @@ def read_snapshot(path: Path) -> Snapshot:
 
     Raises CheckpointError that names the file which is missing, changed or damaged.
     """
-    digests = _json(path / MANIFEST).get("sha256")
+    manifest = _json(path / MANIFEST)
+    digests = manifest.get("sha256")
     if not isinstance(digests, dict) or STATE not in digests:
         raise CheckpointError("lists no files", where=path / MANIFEST)
     for file, digest in digests.items():
@@ -97,6 +122,8 @@ def read_snapshot(path: Path) -> Snapshot:
     state = _json(path / STATE)
     if not isinstance(state.get("step"), int):
         raise CheckpointError("has no step", where=path / STATE)
+    if "shards" in manifest:
+        return Snapshot(state.pop("step"), assembled(path, manifest["shards"]), state)
     tensors = {
         file.removesuffix(".safetensors"): {
             name: dense(tensor) for name, tensor in read_safetensors(path / file).tensors.items()
@@ -109,7 +136,7 @@ def read_snapshot(path: Path) -> Snapshot:
 
 def latest_snapshot(folder: Path) -> tuple[Snapshot | None, list[CheckpointError]]:
     """The newest good snapshot of a folder, and what is wrong with each newer one."""
-    damaged = []
+    damaged: list[CheckpointError] = []
     for path in reversed(snapshots(folder)):
         try:
             return read_snapshot(path), damaged
@@ -147,7 +174,8 @@ def _put_in_place(temporary: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _prune(folder: Path, keep: int) -> None:
+def prune(folder: Path, keep: int) -> None:
+    """Drop all snapshots of a folder but the last `keep`."""
     for path in snapshots(folder)[:-keep]:
         doomed = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
         with contextlib.suppress(OSError):  # an old snapshot too many is no reason to stop
@@ -155,15 +183,15 @@ def _prune(folder: Path, keep: int) -> None:
             shutil.rmtree(doomed, ignore_errors=True)
 
 
-def _refuse_non_finite(snapshot: Snapshot) -> None:
-    for file, tensors in snapshot.tensors.items():
-        for name, value in tensors.items():
-            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                raise CheckpointError(
-                    "a value is not a finite number; no snapshot is written of it",
-                    where=f"{file}: {name}",
-                    advice="resume from the last snapshot with a lower learning rate",
-                )
+def refuse_non_finite(file: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raises CheckpointError that names a tensor with a value that is not finite."""
+    for name, value in tensors.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise CheckpointError(
+                "a value is not a finite number; no snapshot is written of it",
+                where=f"{file}: {name}",
+                advice="resume from the last snapshot with a lower learning rate",
+            )
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
