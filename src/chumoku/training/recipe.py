@@ -69,23 +69,25 @@ class DataSection:
     """Where the rows come from.
 
     train, evaluation, test: files (a list, or one), or names on the hub; relative ones are looked
-    for in --data, in the working folder, and beside the recipe. fallback: the same three as names
-    on the hub, for who lacks the files. format: by the file's ending where absent. columns: the
-    task's name of a column -> the file's. encoding: found out where absent. max_rejects: largest
-    share of bad rows. limit: so many rows of train at most. holdout: without `evaluation`, this
-    share of train is kept for it (every n-th row).
+    for in --data, then in the working folder. fallback: the same three as names on the hub, for who
+    lacks the files, and the `columns` of those. detokenise: languages of the two sides of parallel
+    text that comes in tokens (en, ja, none). format: by the file's ending where absent. columns:
+    the task's name of a column -> the file's. encoding: found out where absent. max_rejects:
+    largest share of bad rows. limit: so many rows of train at most. holdout: without `evaluation`,
+    this share of train is kept for it (every n-th row).
     """
 
     train: str | tuple[str, ...] = ()
     evaluation: str | tuple[str, ...] = ()
     test: str | tuple[str, ...] = ()
-    fallback: Mapping[str, str] = field(default_factory=dict)
+    fallback: Mapping[str, Any] = field(default_factory=dict)
     format: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     encoding: str | None = None
     max_rejects: float = 0.01
     limit: int | None = None
     holdout: float = 0.0
+    detokenise: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -223,14 +223,16 @@ def read_data(section: DataSection, places: Sequence[Path]) -> dict[str, Table]:
                     where=f"[data] {name}",
                     advice="point --data to the folder that holds it",
                 )
-            located = [fallback]
+            located = [str(fallback)]
+        own = located != [fallback]
         found[name] = read_rows(
             [place for place in located if place is not None],
-            format=None if located == [fallback] else section.format,
-            columns=section.columns,
+            format=section.format if own else None,
+            columns=section.columns if own else section.fallback.get("columns", {}),
             encoding=section.encoding,
             max_rejects=section.max_rejects,
             limit=section.limit if name == "train" else None,
+            detokenise=section.detokenise,
         )
     if "train" not in found:
         raise ConfigError("the recipe names no data to train on", where="[data] train")

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
@@ -44,6 +45,49 @@ def read_documents(text: str) -> Found:
         elif sentences:
             yield start, {"sentences": sentences}
             sentences = []
+
+
+ENDS: Final = re.compile(r"(?<=[。！？])(?![」』）。！？])|(?<=[.!?])\s+(?=[\"'“A-Z0-9])")
+"""Where a sentence ends: after 。！？ outside of brackets, or after .!? before a capital."""
+
+
+def read_paragraphs(text: str) -> Found:
+    """A paragraph a line, cut into sentences; headings (= … =) are left out.
+
+    -> {"text", "sentences"}
+    """
+    for number, line in _lines(text):
+        line = line.strip().strip("\u3000")
+        if not line or line.startswith("= "):
+            continue
+        yield number, _long(line) or {"text": line, "sentences": sentences_of(line)}
+
+
+def sentences_of(text: str) -> list[str]:
+    """Cut behind the marks that end a sentence."""
+    return [part.strip() for part in ENDS.split(text) if part.strip()]
+
+
+RULE: Final = re.compile(r"^-{20,}\r?$", re.MULTILINE)
+NOTES: Final = re.compile(r"《[^》]*》|［＃[^］]*］|｜")
+COLOPHON: Final = re.compile(r"^底本：", re.MULTILINE)
+
+
+def read_aozora(text: str) -> Found:
+    """Aozora Bunko's text files: paragraphs without ruby, notes, legend and colophon.
+
+    -> {"text", "sentences"}. The form is that of the legend at the head of each file.
+    """
+    rules = [match.end() for match in RULE.finditer(text)]
+    start = rules[1] if len(rules) > 1 else 0
+    end = COLOPHON.search(text, start)
+    before = text.count("\n", 0, start)
+    body = text[start : end.start() if end else len(text)]
+    for number, line in _lines(body):
+        heading = "見出し］" in line
+        line = NOTES.sub("", line).strip().strip("\u3000")
+        if line and not heading:
+            yield before + number, {"text": line, "sentences": sentences_of(line)}
 
 
 def read_label_text(text: str) -> Found:
@@ -226,6 +270,8 @@ READERS: Final[Mapping[str, Callable[[str], Found]]] = {
     "text": read_text,
     "whole": read_whole,
     "documents": read_documents,
+    "paragraphs": read_paragraphs,
+    "aozora": read_aozora,
     "label-text": read_label_text,
     "conll": read_conll,
     "csv": read_csv,

@@ -18,6 +18,7 @@ from typing import Any, Final
 from PIL import Image
 
 from chumoku.errors import DependencyError, InputError, SourceError
+from chumoku.training.data.detokenising import DETOKENISERS
 from chumoku.training.data.formats import ENDINGS, READERS, Record
 
 BOMS: Final = (
@@ -68,22 +69,23 @@ def read_rows(
     encoding: str | None = None,
     max_rejects: float = 0.01,
     limit: int | None = None,
+    detokenise: Sequence[str] = (),
 ) -> Table:
     """Read files, folders of images by class, or `hf:org/name:split`.
 
     `sklearn:digits:train` and `:test` are scikit-learn's, `pictures.tar:train` a folder of a tar.
-    format: by the ending where absent (text: a line each; whole: the file as one text; documents,
-    label-text, conll, csv, tsv, both also with -no-header, jsonl, json with SQuAD's form, parquet,
-    images; parallel: two files of lines, source and target). columns: our name -> the file's.
-    encoding: found out where absent. limit: the first so many rows. Raises InputError where more
-    than max_rejects of the rows are bad, where a column is missing, or where a file is none;
-    SourceError where the hub cannot be reached.
+    format: a key of READERS (formats.py has a function for each), parquet, images, or parallel (two
+    files of lines, source and target); by the file's ending where absent. columns: our name -> the
+    file's. encoding: found out where absent. limit: the first so many rows. detokenise: languages
+    of the two sides of parallel text that comes in tokens. Raises InputError where more than
+    max_rejects of the rows are bad, where a column is missing, or where a file is none; SourceError
+    where the hub cannot be reached.
     """
     names = [os.fspath(source)] if isinstance(source, str | os.PathLike) else list(source)
     if not names:
         raise InputError("no file is named")
     if format == PARALLEL:
-        table = _parallel(names, encoding)
+        table = _parallel(names, encoding, detokenise)
     else:
         tables = [_read_one(name, format, encoding, columns or {}) for name in names]
         table = tables[0] if len(tables) == 1 else _joined(tables)
@@ -205,8 +207,13 @@ def _bytes(path: Path) -> bytes:
     return raw
 
 
-def _parallel(names: list[str], encoding: str | None) -> Table:
+def _parallel(names: list[str], encoding: str | None, detokenise: Sequence[str]) -> Table:
     """Two files of the same number of lines. -> {"source", "target"}; a pair with a gap is bad."""
+    if len(detokenise) not in (0, 2) or not set(detokenise) <= set(DETOKENISERS):
+        raise InputError(
+            f"{list(detokenise)} are not two of {', '.join(DETOKENISERS)}",
+            where="[data] detokenise",
+        )
     if len(names) != 2:
         raise InputError("parallel text is two files: the sources and the targets")
     texts = [_decoded(Path(name), encoding) for name in names if _exists(name)]
@@ -220,7 +227,10 @@ def _parallel(names: list[str], encoding: str | None) -> Table:
     rejects = []
     for line, (source, target) in enumerate(zip(sources, targets, strict=True), 1):
         if source.strip() and target.strip():
-            rows.append({"source": source.strip(), "target": target.strip()})
+            pair = [source.strip(), target.strip()]
+            if detokenise:
+                pair = [DETOKENISERS[k](t) for k, t in zip(detokenise, pair, strict=True)]
+            rows.append({"source": pair[0], "target": pair[1]})
         else:
             rejects.append(Reject(names[0], line, "one side is empty"))
     return Table(rows, tuple(rejects), texts[0][1])
