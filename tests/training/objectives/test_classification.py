@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from training.objectives import tiny
-from training.objectives.judges import fake_metrics
 
 from chumoku.errors import ConfigError, InputError
 from chumoku.loading import Loaded
@@ -46,11 +44,6 @@ ROWS: list[dict[str, Any]] = [
     {"text": "mary works at the big bridge and lives in new york.", "label": "odd"},
     {"text": "john is a good king", "pair": "but not a good example", "label": "good"},
 ]
-
-
-@pytest.fixture
-def metrics(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    return fake_metrics(monkeypatch)
 
 
 def loaded_of(config: Any = BERT, *, kind: str = "english", **changes: Any) -> Loaded:
@@ -313,7 +306,7 @@ def test_cuts_are_counted_and_said() -> None:
 # ---- learning and judging ----
 
 
-def test_it_learns_a_planted_word(metrics: Any) -> None:
+def test_it_learns_a_planted_word() -> None:
     rng = torch.Generator().manual_seed(3)
     words = ["the", "cat", "in", "paris", "john", "works"]
     rows = []
@@ -335,7 +328,7 @@ def test_it_learns_a_planted_word(metrics: Any) -> None:
     assert classify("the good paris", loaded)[0]["label"] == "good"
 
 
-def test_multi_and_regression_learn(metrics: Any) -> None:
+def test_multi_and_regression_learn() -> None:
     rows = [
         {"text": "the good cat", "label": "cat|good"},
         {"text": "a cat", "label": "cat"},
