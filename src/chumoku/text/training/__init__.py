@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from chumoku.text.training.settings import TokenizerSettings
-from chumoku.text.training.train import Trained, train_tokenizer
+from chumoku.text.training.train import Trained, files_in_the_way, train_tokenizer
 
-__all__ = ["TokenizerSettings", "Trained", "train_tokenizer"]
+__all__ = ["TokenizerSettings", "Trained", "files_in_the_way", "train_tokenizer"]

@@ -40,6 +40,19 @@ _BERT = {
 }
 
 
+def files_in_the_way(folder: Path, *, overwrite: bool) -> list[Path]:
+    """Another tokenizer's files in a folder. Raises InputError for them unless overwrite is set."""
+    names = sorted(TOKENIZER_FILES | set(_OTHER_FILES))
+    old = [folder / name for name in names if (folder / name).is_file()]
+    if old and not overwrite:
+        raise InputError(
+            f"The folder holds a tokenizer already ({', '.join(path.name for path in old)})",
+            where=folder,
+            advice="Choose another folder, or overwrite it (overwrite=True, --overwrite).",
+        )
+    return old
+
+
 @dataclass(frozen=True)
 class Trained:
     """The files of a tokenizer, not yet on disk.
@@ -67,18 +80,11 @@ class Trained:
         overwrite: replace another tokenizer that lies there. Raises InputError, ResourceError.
         """
         folder = Path(folder)
-        rest = TOKENIZER_FILES | set(_OTHER_FILES)
-        old = sorted(name for name in rest if (folder / name).is_file())
-        if old and not overwrite:
-            raise InputError(
-                f"The folder holds a tokenizer already ({', '.join(old)})",
-                where=folder,
-                advice="Choose another folder, or overwrite it (overwrite=True, --overwrite).",
-            )
+        old = files_in_the_way(folder, overwrite=overwrite)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for name in old:
-                (folder / name).unlink()
+            for path in old:
+                path.unlink()
             for name, data in self.files.items():
                 (folder / name).write_bytes(data)
         except OSError as error:
