@@ -1,8 +1,8 @@
 """The order of an epoch as a pure function: no list is shuffled, so there is no state to lose.
 
-A Feistel network of four rounds over the next power of four is a bijection whatever its round
-function (Luby & Rackoff, SIAM J. Comput. 17(2), 1988); values that fall outside are sent through
-again until they fall inside ("cycle walking", Black & Rogaway, CT-RSA 2002, section 3).
+A Feistel network over a power of four above n is a bijection whatever its round function (Luby &
+Rackoff, SIAM J. Comput. 17(2), 1988); values that fall outside are sent through again until they
+fall inside ("cycle walking", Black & Rogaway, CT-RSA 2002, section 3).
 """
 
 from __future__ import annotations
@@ -12,16 +12,26 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-ROUNDS: Final = 4
+from chumoku.errors import InputError
+
+ROUNDS: Final = 8
+LEAST_HALF: Final = 3
+"""Bits of half a value, at least: on a range of 16 values, permutations are visibly not uniform."""
+
 Indices = NDArray[np.uint64]
 
 
 def permuted(positions: Indices, n: int, seed: int, epoch: int) -> Indices:
     """The examples at these positions of an epoch: positions in range(n) -> indices in range(n).
 
-    The same for the same arguments on every machine, and independent of what else is asked.
+    The same for the same arguments on every machine, and independent of what else is asked. Raises
+    InputError for a position that is not in range(n).
     """
-    half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
+    if len(positions) and int(positions.max()) >= n:
+        raise InputError(f"there is no position {positions.max()} in an epoch of {n} examples")
+    # More than n values, so that odd permutations are possible too: on the whole of its range a
+    # Feistel network gives even ones alone.
+    half = np.uint64(max(LEAST_HALF, (n.bit_length() + 1) // 2))
     keys = _keys(seed, epoch)
     values = positions.astype(np.uint64)
     outside = np.ones(len(values), dtype=bool)
