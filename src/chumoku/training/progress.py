@@ -1,23 +1,39 @@
-"""What a run shows and writes while it goes on: the terminal, `log.jsonl`, TensorBoard."""
+"""What a run shows and writes while it goes on: the terminal, `log.jsonl`, TensorBoard.
+
+The loop tells a `Report`. None of them draws a random number or changes a model.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
+import os
 import sys
 import time
-from collections.abc import Iterable, Mapping
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
 from torch import nn
 
+from chumoku.checkpoints.files import FULL_DISK
 from chumoku.checkpoints.ranges import atomic_file
+from chumoku.errors import DependencyError, ResourceError
+from chumoku.training.flops import Peak, Shape, flops_per_token, peak_flops
 
 LINE_EVERY: Final = 10.0
 """Seconds between two lines where stderr is no terminal."""
+REFRESH_EVERY: Final = 0.2
+"""Seconds between two drawings of the bar."""
 SMOOTHING: Final = 0.9
+"""The share of the former value in a shown one."""
 
 
 @dataclass(frozen=True)
@@ -76,52 +92,76 @@ class Reports:
             report.note(text)
 
     def close(self) -> None:
-        for report in self.reports:
-            report.close()
+        with contextlib.ExitStack() as stack:  # all are closed, even where one fails
+            for report in self.reports:
+                stack.callback(report.close)
+
+
+# ---- the log ----
 
 
 class JsonLog:
-    """One JSON object a line: kind step, evaluation, sample or note; floats are exact."""
+    """One JSON object a line, in the order of the run.
+
+    kind: step, evaluation, sample or note; at: the last step that was over. A step has loss,
+    learning_rate, gradient_norm, tokens, seconds, epoch and parts; an evaluation has metrics; a
+    sample and a note have text. Finite floats read back to the same bits; others, which JSON does
+    not know, are the strings "nan", "inf" and "-inf", which Python's float() reads.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._step = 0
+        self._at = 0
 
     def resumed(self, step: int) -> None:
-        """Drop what was told of later steps, and a last line that a kill has torn."""
-        kept = [entry for entry in read_log(self.path) if entry["at"] <= step]
-        with atomic_file(self.path) as stream:
-            for entry in kept:
-                stream.write(_line(entry))
-        self._step = step
+        truncate_after(self.path, step)
+        self._at = step
 
     def step(self, step: Step) -> None:
-        self._step = step.step
+        self._at = step.step
         values = {k: v for k, v in asdict(step).items() if k not in ("step", "steps")}
-        self._write("step", values)
+        self._write("step", self._at, values)
 
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._write("evaluation", {"metrics": dict(metrics)})
+        self._write("evaluation", step, {"metrics": dict(metrics)})
 
     def sample(self, step: int, text: str) -> None:
-        self._write("sample", {"text": text})
+        self._write("sample", step, {"text": text})
 
     def note(self, text: str) -> None:
-        self._write("note", {"text": text})
+        self._write("note", self._at, {"text": text})
 
     def close(self) -> None: ...
 
-    def _write(self, kind: str, values: Mapping[str, Any]) -> None:
-        with self.path.open("ab") as stream:
-            stream.write(_line({"kind": kind, "at": self._step, **values}))
+    def _write(self, kind: str, at: int, values: Mapping[str, Any]) -> None:
+        """Append a line in one write, so that a kill can tear only the last one."""
+        line = _line({"kind": kind, "at": at, **values})
+        try:
+            with self.path.open("ab+", buffering=0) as stream:
+                end = stream.seek(0, os.SEEK_END)
+                if end:
+                    stream.seek(end - 1)
+                    if stream.read(1) != b"\n":
+                        line = b"\n" + line  # behind a torn line
+                stream.write(line)
+        except OSError as error:
+            full = error.errno in FULL_DISK
+            raise ResourceError(
+                "the disk is full" if full else f"the log cannot be written: {error.strerror}",
+                where=self.path,
+                advice="free some space; the last snapshot is good, the same command goes on",
+            ) from error
 
 
-def _line(entry: Mapping[str, Any]) -> bytes:
-    return (json.dumps(entry, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+def truncate_after(path: Path, step: int) -> None:
+    """Drop what a log tells of later steps, and a torn last line; the file changes as a whole."""
+    entries = read_log(path)
+    with atomic_file(path) as stream:
+        stream.writelines(_line(entry) for entry in entries if entry["at"] <= step)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The entries of a log; a line that is not whole is passed by."""
+    """The entries of a log; a line that is not whole is passed by, and no file is an empty log."""
     if not path.exists():
         return []
     entries = []
@@ -133,36 +173,78 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-class Terminal:
-    """A line that renews itself on a terminal, else one now and then; both on stderr."""
+def _line(entry: Mapping[str, Any]) -> bytes:
+    text = json.dumps(_finite(entry), ensure_ascii=False, allow_nan=False)
+    return (text + "\n").encode("utf-8", "backslashreplace")
 
-    def __init__(self, flops_per_token: float = 0.0, peak: float | None = None) -> None:
-        self.flops_per_token, self.peak = flops_per_token, peak
-        self.live = sys.stderr.isatty()
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _finite(part) for key, part in value.items()}
+    return value
+
+
+# ---- the terminal ----
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What MFU is made of: the operations of a token, and the device's most a second."""
+
+    flops_per_token: float
+    peak: Peak
+
+    def shown(self, tokens_per_second: float) -> str:
+        """MFU in percent; the mark says that the peak was measured and not promised."""
+        mark = "*" if self.peak.source == "measured" else ""
+        return f"MFU{mark} {tokens_per_second * self.flops_per_token / self.peak.flops:.1%}"
+
+
+class Terminal:
+    """A bar that renews itself on a terminal, else a line now and then.
+
+    console: where to; stderr. speed: for MFU. every: a line for so many steps where there is no
+    terminal; None: one for each LINE_EVERY seconds. clock: seconds that only grow.
+    """
+
+    def __init__(
+        self,
+        console: Console | None = None,
+        speed: Speed | None = None,
+        *,
+        every: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.console = Console(file=sys.stderr) if console is None else console
+        self.speed, self.every, self.clock = speed, every, clock
         self._loss: float | None = None
+        self._seconds: float | None = None
         self._rate: float | None = None
-        self._shown = 0.0
+        self._shown = -math.inf
+        self._bar: Progress | None = None
 
     def resumed(self, step: int) -> None:
         if step:
             self.note(f"going on after step {step}")
 
     def step(self, step: Step) -> None:
-        self._loss = _smooth(self._loss, step.loss)
+        if math.isfinite(step.loss):
+            self._loss = _smooth(self._loss, step.loss)
+        self._seconds = _smooth(self._seconds, step.seconds)
         self._rate = _smooth(self._rate, step.tokens / max(step.seconds, 1e-9))
-        now = time.monotonic()
-        if now - self._shown < (0.2 if self.live else LINE_EVERY) and step.step < step.steps:
+        if not self._due(step):
             return
-        self._shown = now
-        left = (step.steps - step.step) * step.seconds
-        mfu = ""
-        if self.peak and self._rate is not None:
-            mfu = f"  MFU {self._rate * self.flops_per_token / self.peak:.1%}"
-        self._print(
-            f"step {step.step}/{step.steps}  loss {self._loss:.4f}  lr {step.learning_rate:.2e}  "
-            f"{self._rate:,.0f} tok/s{mfu}  {_clock(left)} left",
-            stays=not self.live or step.step == step.steps,
-        )
+        self._shown = self.clock()
+        if not self.console.is_terminal:
+            self._print(f"step {step.step}/{step.steps}  {self._told(step)}")
+            return
+        if self._bar is None:
+            self._bar = _bar(self.console, step.steps)
+        task = self._bar.task_ids[0]
+        self._bar.update(task, completed=step.step, told=self._told(step))
+        self._bar.refresh()
 
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
@@ -174,28 +256,148 @@ class Terminal:
     def note(self, text: str) -> None:
         self._print(text)
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
 
-    def _print(self, text: str, stays: bool = True) -> None:
-        text = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
-        clear = "\r\x1b[K" if self.live else ""
-        print(f"{clear}{text}", end="\n" if stays else "", file=sys.stderr, flush=True)
+    def _due(self, step: Step) -> bool:
+        if step.step >= step.steps:
+            return True
+        if self.console.is_terminal:
+            return self.clock() - self._shown >= REFRESH_EVERY
+        if self.every is not None:
+            return step.step % self.every == 0
+        return self.clock() - self._shown >= LINE_EVERY
+
+    def _told(self, step: Step) -> str:
+        loss = "" if self._loss is None else f"loss {self._loss:.4f}  "
+        rate = self._rate or 0.0
+        mfu = "" if self.speed is None else f"{self.speed.shown(rate)}  "
+        left = clock_time((step.steps - step.step) * (self._seconds or 0.0))
+        return f"{loss}lr {step.learning_rate:.2e}  {rate:,.0f} tok/s  {mfu}{left} left"
+
+    def _print(self, text: str) -> None:
+        # A Text has no markup and no :emoji: codes in it.
+        self.console.print(Text(printable(text)), soft_wrap=True)
+
+
+def _bar(console: Console, steps: int) -> Progress:
+    """Without a thread of its own: it is drawn when the loop tells of a step."""
+    columns = (
+        BarColumn(bar_width=20),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TextColumn("{task.fields[told]}", markup=False),
+    )
+    bar = Progress(*columns, console=console, auto_refresh=False, redirect_stdout=False)
+    bar.add_task("", total=steps, told="")
+    bar.start()
+    return bar
+
+
+def printable(text: str) -> str:
+    r"""A text that cannot steer a terminal: control and format characters are escaped (\x1b).
+
+    Line ends stay, and so do spaces of all kinds; lone surrogates and unassigned codes do not.
+    """
+    return "".join(
+        c if c.isprintable() or c == "\n" or unicodedata.category(c) == "Zs" else ascii(c)[1:-1]
+        for c in text
+    )
+
+
+def clock_time(seconds: float) -> str:
+    """1:05 for 65 seconds, 2:00:00 for two hours."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _smooth(old: float | None, new: float) -> float:
     return new if old is None else SMOOTHING * old + (1 - SMOOTHING) * new
 
 
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+# ---- TensorBoard ----
+
+
+class TensorBoard:
+    """Event files for TensorBoard: train/…, evaluation/…, and texts.
+
+    Raises DependencyError without the training extra.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._at = 0
+        self._writer = _summary_writer(folder, None)
+
+    def resumed(self, step: int) -> None:
+        self._at = step
+        if step:  # a purge step hides what is there of later steps
+            self._writer.close()
+            self._writer = _summary_writer(self.folder, step + 1)
+
+    def step(self, step: Step) -> None:
+        self._at = step.step
+        values = {
+            "loss": step.loss,
+            "learning_rate": step.learning_rate,
+            "gradient_norm": step.gradient_norm,
+            "tokens_per_second": step.tokens / max(step.seconds, 1e-9),
+            **{f"parts/{name}": value for name, value in step.parts.items()},
+        }
+        for name, value in values.items():
+            self._writer.add_scalar(f"train/{name}", value, step.step)
+
+    def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(f"evaluation/{name}", value, step)
+
+    def sample(self, step: int, text: str) -> None:
+        self._writer.add_text("sample", text, step)
+
+    def note(self, text: str) -> None:
+        self._writer.add_text("note", text, self._at)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _summary_writer(folder: Path, purge_step: int | None) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise DependencyError(
+            "tensorboard is not installed", advice='Run: pip install "chumoku[train]"'
+        ) from error
+    writer: Any = SummaryWriter(str(folder), purge_step=purge_step)
+    return writer
+
+
+# ---- what a run tells by default ----
 
 
 def run_reports(
-    folder: Path, model: nn.Module, more: Iterable[Report] = (), *, quiet: bool = False
+    folder: Path,
+    model: nn.Module,
+    more: Iterable[Report] = (),
+    *,
+    quiet: bool = False,
+    shape: Shape | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Report:
-    """What a run tells by default: its log and the terminal; quiet: nothing."""
+    """The log in a folder and the terminal; quiet: nothing.
+
+    shape: of one row of a batch; with it MFU is shown. dtype: of the products, else the model's.
+    """
     if quiet:
         return Reports(())
-    return Reports((JsonLog(folder / "log.jsonl"), Terminal(), *more))
+    terminal = Terminal(speed=None if shape is None else speed_of(model, shape, dtype))
+    return Reports((JsonLog(folder / "log.jsonl"), terminal, *more))
+
+
+def speed_of(model: nn.Module, shape: Shape, dtype: torch.dtype | None = None) -> Speed | None:
+    """What is needed for MFU; None where nobody has told us what the device can do."""
+    first = next(model.parameters())
+    peak = peak_flops(first.device, dtype or first.dtype)
+    return None if peak is None else Speed(flops_per_token(model, shape), peak)
