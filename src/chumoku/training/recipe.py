@@ -240,18 +240,22 @@ def _unfit(kind: Any, value: Any, where: str) -> ConfigError:
 
 def to_toml(recipe: Recipe) -> str:
     """The resolved recipe as TOML which `read_recipe` reads back to an equal one."""
-    return "\n".join(_table(dataclasses.asdict(recipe), "")).strip() + "\n"
+    lines = _table(dataclasses.asdict(recipe), dataclasses.asdict(Recipe()), "")
+    return "\n".join(lines).strip() + "\n"
 
 
-def _table(table: Mapping[str, Any], name: str) -> Iterator[str]:
-    plain = {k: v for k, v in table.items() if not isinstance(v, Mapping)}
+def _table(table: Mapping[str, Any], default: Mapping[str, Any], name: str) -> Iterator[str]:
+    """What has no value is left out, unless it has one by default."""
+    shown = {k: v for k, v in table.items() if v is not None or default.get(k) is not None}
+    plain = {k: v for k, v in shown.items() if not isinstance(v, Mapping)}
     if name and (plain or not table):
         yield f"\n[{name}]"
     for key, value in plain.items():
         yield f"{_key(key)} = {_literal(value)}"
-    for key, value in table.items():
+    for key, value in shown.items():
         if isinstance(value, Mapping) and value:
-            yield from _table(value, f"{name}.{_key(key)}" if name else _key(key))
+            below = default.get(key) or {}
+            yield from _table(value, below, f"{name}.{_key(key)}" if name else _key(key))
 
 
 def _key(key: str) -> str:

@@ -264,11 +264,18 @@ def _column(rows: Any, column: str | None) -> Any:
 
 
 def _hold_out(rows: dict[str, Any], share: float) -> None:
-    """Every n-th row of train becomes the evaluation, where the recipe wants a share of it."""
+    """Every n-th row of train becomes the evaluation, where the recipe wants a share of it.
+
+    Of one long text it is the end.
+    """
     if not share or "evaluation" in rows:
         return
     every = round(1 / share)
     train = rows["train"]
+    if len(train) == 1 and isinstance(train[0], str):
+        cut = round(len(train[0]) * (1 - share))
+        rows["train"], rows["evaluation"] = [train[0][:cut]], [train[0][cut:]]
+        return
     if every < 2 or len(train) < every:
         raise ConfigError(f"no share {share} of {len(train)} rows", where="[data] holdout")
     rows["evaluation"] = [row for n, row in enumerate(train) if n % every == every - 1]
