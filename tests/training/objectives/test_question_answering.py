@@ -312,9 +312,8 @@ def test_the_language_of_the_metric() -> None:
     asked = [question_of(one, 0) for one in JAPANESE]
     assert [one.answers[0].text for one in asked] == ["東京都", "花子さん"]
     for language, f1 in (("ja", 0.8), ("en", 0.0), ("auto", 0.8)):
-        made = task(
-            loaded_of(kind="japanese"), JAPANESE, evaluation=JAPANESE[:1], language=language
-        )
+        loaded = loaded_of(kind="japanese")
+        made = task(loaded, JAPANESE, evaluation=JAPANESE[:1], language=language)
         original = Decoder.answers
         Decoder.answers = lambda *_: ["東京"]  # type: ignore[method-assign, assignment]
         try:

@@ -230,9 +230,9 @@ def task(
     The first answer is learnt, all of them are right in an evaluation. max_length: most tokens of a
     window, question included (default: what the model takes, at most 512); neighbours share
     `stride` tokens (default: as the verb `qa`). Evaluation: loss, and exact and f1, in percent, of
-    what the verb would answer, with at most max_answer_length tokens. language: "en" for F1 over words,
-    "ja" over characters; "auto": what most contexts are in. seed: not used, nothing is drawn.
-    Raises InputError, ConfigError.
+    what the verb would answer, with at most max_answer_length tokens. language: "en" for F1 over
+    words, "ja" over characters; "auto": what most contexts are in. seed: not used, nothing is
+    drawn. Raises InputError, ConfigError.
     """
     check_head(loaded, ("question-answering",))
     if language not in LANGUAGES:
