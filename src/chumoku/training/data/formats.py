@@ -1,4 +1,4 @@
-"""Records from text files, with the line that each came from; what is broken is a Reject.
+"""Records from plain text, with the line that each came from; what is broken is a Reject.
 
 Every reader is a generator over the lines of one file. It yields (line, record) or (line, reason):
 nothing is dropped without a word, and a broken line never shifts the ones after it.
@@ -6,13 +6,11 @@ nothing is dropped without a word, and a broken line never shifts the ones after
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Final
+
+from chumoku.training.data.decoding import lines_of
 
 Record = dict[str, Any]
 Found = Iterator[tuple[int, Record | str]]
@@ -22,11 +20,18 @@ MAX_LINE: Final = 10_000_000
 """Characters of a line; a longer one is rejected."""
 
 
+def too_long(line: str) -> str | None:
+    """Why a line is rejected for its length; None: it is not."""
+    if len(line) <= MAX_LINE:
+        return None
+    return f"{len(line)} characters in a line; the limit is {MAX_LINE}"
+
+
 def read_text(text: str) -> Found:
     """A text a line; blank lines are skipped. -> {"text"}"""
-    for number, line in _lines(text):
+    for number, line in lines_of(text):
         if line.strip():
-            yield number, _long(line) or {"text": line}
+            yield number, too_long(line) or {"text": line}
 
 
 def read_whole(text: str) -> Found:
@@ -38,7 +43,7 @@ def read_documents(text: str) -> Found:
     """A sentence a line, documents apart by blank lines. -> {"sentences": [...]}"""
     sentences: list[str] = []
     start = 1
-    for number, line in [*_lines(text), (0, "")]:
+    for number, line in [*lines_of(text), (0, "")]:
         if line.strip():
             start = number if not sentences else start
             sentences.append(line.strip())
@@ -56,11 +61,11 @@ def read_paragraphs(text: str) -> Found:
 
     -> {"text", "sentences"}
     """
-    for number, line in _lines(text):
+    for number, line in lines_of(text):
         line = line.strip().strip("\u3000")
         if not line or line.startswith("= "):
             continue
-        yield number, _long(line) or {"text": line, "sentences": sentences_of(line)}
+        yield number, too_long(line) or {"text": line, "sentences": sentences_of(line)}
 
 
 def sentences_of(text: str) -> list[str]:
@@ -83,7 +88,7 @@ def read_aozora(text: str) -> Found:
     end = COLOPHON.search(text, start)
     before = text.count("\n", 0, start)
     body = text[start : end.start() if end else len(text)]
-    for number, line in _lines(body):
+    for number, line in lines_of(body):
         heading = "見出し］" in line
         line = NOTES.sub("", line).strip().strip("\u3000")
         if line and not heading:
@@ -92,7 +97,7 @@ def read_aozora(text: str) -> Found:
 
 def read_label_text(text: str) -> Found:
     """`label text`, apart by the first space, a line each. -> {"label", "text"}"""
-    for number, line in _lines(text):
+    for number, line in lines_of(text):
         if not line.strip():
             continue
         label, space, rest = line.strip().partition(" ")
@@ -108,10 +113,10 @@ def read_conll(text: str) -> Found:
     rows: list[list[str]] = []
     start = 1
     fault = ""
-    for number, line in [*_lines(text), (0, "")]:
+    for number, line in [*lines_of(text), (0, "")]:
         if line.strip() and not line.startswith("-DOCSTART-"):
             start = number if not rows else start
-            columns = line.split("\t") if "\t" in line else line.split()
+            columns = line.split("\t") if "\t" in line else re.split(" +", line.strip(" "))
             if len(columns) < 2:
                 fault = fault or f"line {number} has a word without a tag"
             rows.append(columns)
@@ -125,171 +130,3 @@ def _sentence(rows: list[list[str]]) -> Record:
     if all(len(word) > 3 and word[2] == ":" and word[:2].isalpha() for word in words):
         words = [word[3:] for word in words]
     return {"words": words, "tags": [row[-1].strip() for row in rows]}
-
-
-def read_csv(text: str, delimiter: str = ",", header: bool = True) -> Found:
-    """RFC 4180, any line ends inside quotes. Without a header the columns are "0", "1", ….
-
-    A row of another width than the header's, a NUL, or a quote that is not closed is rejected.
-    """
-    counted = _Counted(text)
-    reader = csv.reader(counted, delimiter=delimiter, strict=True)
-    names: list[str] | None = None
-    while True:
-        line = counted.number + 1
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield line, f"{error}"
-            continue
-        if not row:
-            continue
-        if names is None:
-            names = row if header else [str(i) for i in range(len(row))]
-            doubled = sorted({name for name in names if names.count(name) > 1})
-            if doubled:
-                raise ValueError(f"the header names {doubled[0]!r} twice")
-            if header:
-                continue
-        if len(row) != len(names):
-            yield line, f"{len(row)} columns where there are {len(names)}"
-        elif any("\0" in cell for cell in row):
-            yield line, "a NUL character"
-        else:
-            yield line, dict(zip(names, row, strict=True))
-
-
-class _Counted:
-    """The lines of a text, with the number of the last one handed out."""
-
-    def __init__(self, text: str) -> None:
-        self.stream = io.StringIO(text, newline="")
-        self.number = 0
-
-    def __iter__(self) -> _Counted:
-        return self
-
-    def __next__(self) -> str:
-        line = self.stream.readline()
-        if not line:
-            raise StopIteration
-        self.number += 1
-        return line
-
-
-def read_jsonl(text: str) -> Found:
-    """A JSON object a line. A key that comes twice, NaN and Infinity are rejected."""
-    for number, line in _lines(text):
-        if line.strip():
-            yield number, _long(line) or _object(line)
-
-
-def read_json(text: str) -> Found:
-    """A list of objects; or SQuAD's {"data": [...]}, whose questions become rows."""
-    value = _parsed(text)
-    if isinstance(value, str):
-        raise ValueError(value)
-    if isinstance(value, Mapping) and isinstance(value.get("data"), list):
-        yield from _squad(value["data"])
-        return
-    if not isinstance(value, list):
-        raise ValueError("is neither a list of objects nor SQuAD's form")
-    for number, item in enumerate(value, 1):
-        yield number, item if isinstance(item, dict) else "not an object"
-
-
-def _squad(articles: list[Any]) -> Found:
-    """-> {"question", "context", "answers": {"text", "answer_start"}, "id"}; numbered in order."""
-    number = 0
-    for article in articles:
-        for paragraph in article.get("paragraphs", ()):
-            for asked in paragraph.get("qas", ()):
-                number += 1
-                answers = asked.get("answers", [])
-                yield (
-                    number,
-                    {
-                        "id": asked.get("id"),
-                        "question": asked["question"],
-                        "context": paragraph["context"],
-                        "answers": {
-                            "text": [a["text"] for a in answers],
-                            "answer_start": [a["answer_start"] for a in answers],
-                        },
-                    },
-                )
-
-
-def _object(line: str) -> Record | str:
-    value = _parsed(line)
-    if isinstance(value, str | dict):
-        return value
-    return "not a JSON object"
-
-
-def _parsed(text: str) -> Any:
-    """The value, or the fault in words."""
-    try:
-        return json.loads(text, object_pairs_hook=_once, parse_constant=_constant)
-    except RecursionError:
-        return "nested too deeply"
-    except ValueError as error:
-        return f"no JSON: {error}"
-
-
-def _once(pairs: list[tuple[str, Any]]) -> Record:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"key {next(n for n in names if names.count(n) > 1)!r} comes twice")
-    if any(isinstance(value, float) and not math.isfinite(value) for value in found.values()):
-        raise ValueError("a number is too large")
-    return found
-
-
-def _constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
-
-
-def _lines(text: str) -> Iterator[tuple[int, str]]:
-    """Lines end with LF, CRLF or a lone CR, and nowhere else (form feeds and U+2028 stay)."""
-    stream = io.StringIO(text, newline=None)
-    for number, line in enumerate(stream, 1):
-        yield number, line.rstrip("\n")
-
-
-def _long(line: str) -> str | None:
-    if len(line) > MAX_LINE:
-        return f"{len(line)} characters in a line; the limit is {MAX_LINE}"
-    return "a NUL character" if "\0" in line else None
-
-
-READERS: Final[Mapping[str, Callable[[str], Found]]] = {
-    "text": read_text,
-    "whole": read_whole,
-    "documents": read_documents,
-    "paragraphs": read_paragraphs,
-    "aozora": read_aozora,
-    "label-text": read_label_text,
-    "conll": read_conll,
-    "csv": read_csv,
-    "csv-no-header": lambda text: read_csv(text, header=False),
-    "tsv": lambda text: read_csv(text, "\t"),
-    "tsv-no-header": lambda text: read_csv(text, "\t", header=False),
-    "jsonl": read_jsonl,
-    "json": read_json,
-}
-"""Format -> reader of a file's text."""
-
-ENDINGS: Final = {
-    ".txt": "text",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".jsonl": "jsonl",
-    ".json": "json",
-    ".parquet": "parquet",
-    ".conll": "conll",
-}
-"""File ending -> format, where none is named."""

@@ -5,60 +5,62 @@ table = read_rows("train.csv", columns={"text": "本文", "label": "ラベル"})
 
 from __future__ import annotations
 
-import codecs
-import gzip
-import io
+import glob
 import os
-import tarfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
-from PIL import Image
-
-from chumoku.errors import DependencyError, InputError, SourceError
+from chumoku.errors import InputError
+from chumoku.training.data import formats, hub, pictures
+from chumoku.training.data.csv_rows import read_csv
+from chumoku.training.data.decoding import SURROGATE, damage, decoded, lines_of
 from chumoku.training.data.detokenising import DETOKENISERS
-from chumoku.training.data.formats import ENDINGS, READERS, Record
-
-BOMS: Final = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
+from chumoku.training.data.formats import Found
+from chumoku.training.data.json_rows import read_json, read_jsonl
+from chumoku.training.data.tables import (
+    Located,
+    Reject,
+    Table,
+    check_columns,
+    check_rejects,
+    of_one_kind,
+    renamed,
 )
-GUESSES: Final = ("utf-8", "cp932")
-MAX_EXPANSION: Final = 200
-"""A .gz may grow by so much, and to MAX_BYTES at most."""
-MAX_BYTES: Final = 8 << 30
+
+__all__ = ["FORMATS", "Reject", "Table", "read_rows"]
+
+READERS: Final[Mapping[str, Callable[[str], Found]]] = {
+    "text": formats.read_text,
+    "whole": formats.read_whole,
+    "documents": formats.read_documents,
+    "paragraphs": formats.read_paragraphs,
+    "aozora": formats.read_aozora,
+    "label-text": formats.read_label_text,
+    "conll": formats.read_conll,
+    "csv": read_csv,
+    "csv-no-header": partial(read_csv, header=False),
+    "tsv": partial(read_csv, delimiter="\t"),
+    "tsv-no-header": partial(read_csv, delimiter="\t", header=False),
+    "jsonl": read_jsonl,
+    "json": read_json,
+}
+"""Format -> reader of a file's text."""
+
 PARALLEL: Final = "parallel"
-IMAGES: Final = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-SHOWN: Final = 5
+FORMATS: Final = (*READERS, PARALLEL, "parquet", "images", "idx")
 
-
-@dataclass(frozen=True)
-class Reject:
-    """A row that could not be used. line: from 1; of a JSON list, the number of the item."""
-
-    file: str
-    line: int
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.reason}"
-
-
-@dataclass(frozen=True)
-class Table:
-    """rows: mappings by column. encoding: of the text files, "" where there are none.
-
-    Every row that was found is in `rows` or in `rejects`.
-    """
-
-    rows: Sequence[Mapping[str, Any]]
-    rejects: tuple[Reject, ...] = ()
-    encoding: str = ""
-    source: str = ""
-    columns: Mapping[str, str] = field(default_factory=dict)
+ENDINGS: Final = {
+    ".txt": "text",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".jsonl": "jsonl",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".conll": "conll",
+}
+"""File ending -> format, where none is named."""
 
 
 def read_rows(
@@ -71,276 +73,160 @@ def read_rows(
     limit: int | None = None,
     detokenise: Sequence[str] = (),
 ) -> Table:
-    """Read files, folders of images by class, or `hf:org/name:split`.
+    """Read files, patterns of files (`part-*.csv`), folders of pictures, or `hf:org/name:split`.
 
     `sklearn:digits:train` and `:test` are scikit-learn's, `pictures.tar:train` a folder of a tar.
-    format: a key of READERS (formats.py has a function for each), parquet, images, or parallel (two
-    files of lines, source and target); by the file's ending where absent. columns: our name -> the
-    file's. encoding: found out where absent. limit: the first so many rows. detokenise: languages
-    of the two sides of parallel text that comes in tokens. Raises InputError where more than
-    max_rejects of the rows are bad, where a column is missing, or where a file is none; SourceError
-    where the hub cannot be reached.
+    format: a key of READERS (see its function), parquet, images, parallel (files of lines in pairs,
+    sources and targets) or idx (files in pairs); by the file's ending where absent. columns: our
+    name -> the file's. encoding: found out where absent. limit: the first so many rows.
+    detokenise: languages of the two sides of parallel text that comes in tokens. Raises InputError
+    where more than max_rejects of the rows are bad, where a column is missing, or where a file is
+    none; SourceError where the hub's data cannot be had.
     """
-    names = [os.fspath(source)] if isinstance(source, str | os.PathLike) else list(source)
+    given = [source] if isinstance(source, str | os.PathLike) else source
+    names = [name for pattern in given for name in _files(os.fspath(pattern))]
     if not names:
         raise InputError("no file is named")
+    if format is not None and format not in FORMATS:
+        raise _unknown(f"{format!r} is no format", names[0])
     if format == PARALLEL:
         table = _parallel(names, encoding, detokenise)
+    elif format == "idx":
+        table = pictures.read_idx(names)
     else:
-        tables = [_read_one(name, format, encoding, columns or {}) for name in names]
-        table = tables[0] if len(tables) == 1 else _joined(tables)
-    _check_rejects(table, max_rejects)
+        table = _joined([_read_one(name, format, encoding, columns or {}) for name in names])
+    check_rejects(table.rejects, len(table.rows), max_rejects)
     rows = table.rows if limit is None else _first(table.rows, limit)
     if not len(rows):
         raise InputError("there are no rows", where=", ".join(names))
     return Table(rows, table.rejects, table.encoding, ", ".join(names), dict(columns or {}))
 
 
+def _files(name: str) -> list[str]:
+    """A pattern's files in order of their names; anything else stands for itself."""
+    if name.startswith(("hf:", "sklearn:")) or Path(name).exists() or not glob.has_magic(name):
+        return [name]
+    found = sorted(glob.glob(name, recursive=True))
+    if not found:
+        raise InputError("no file fits this pattern", where=name)
+    return found
+
+
+def _unknown(what: str, where: str) -> InputError:
+    return InputError(what, where=where, advice=f"name one of {', '.join(FORMATS)}")
+
+
 def _read_one(
     name: str, format: str | None, encoding: str | None, columns: Mapping[str, str]
 ) -> Table:
     if name.startswith("hf:"):
-        return Table(_under_our_names(_from_hub(name), columns, name))
+        return hub.read_hub(name, columns)
     if name.startswith("sklearn:digits"):
-        return Table(_digits(name))
+        return pictures.read_digits(name)
+    if format == "images" or (format is None and pictures.is_pictures(name)):
+        return pictures.read_pictures(name)
     path = Path(name)
-    if path.is_dir() or format == "images":
-        archive, _, folder = name.rpartition(":")
-        return Table(_images_in_tar(Path(archive), folder) if archive else _images(path))
     if not path.is_file():
         raise InputError("there is no such file", where=name)
     ending = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    format = format or ENDINGS.get(ending.lower()) or ""
+    format = format or ENDINGS.get(ending.lower())
+    if format is None:
+        raise _unknown("the format of this file is not known", name)
     if format == "parquet":
-        return Table(_under_our_names(_parquet(name), columns, name))
-    if format not in READERS:
-        raise InputError(
-            f"{format!r} is no format" if format else "the format of this file is not known",
-            where=name,
-            advice=f"name one of {', '.join([*READERS, PARALLEL, 'parquet', 'images'])}",
-        )
-    text, encoding = _decoded(path, encoding)
-    rows: list[Record] = []
+        return hub.read_parquet(name, columns)
+    return _from_text(path, format, encoding, columns)
+
+
+def _from_text(path: Path, format: str, encoding: str | None, columns: Mapping[str, str]) -> Table:
+    text, encoding = decoded(path, encoding)
+    # Where neither is in the file, no value can hold damage, and none is searched for it.
+    suspect = "\0" in text or "\\u" in text or SURROGATE.search(text) is not None
+    name = str(path)
+    rows: list[Located] = []
     rejects: list[Reject] = []
-    seen: set[str] = set()
+    seen: dict[str, None] = {}
     try:
         for line, found in READERS[format](text):
             if isinstance(found, str):
                 rejects.append(Reject(name, line, found))
                 continue
-            seen |= found.keys()
-            missing = [theirs for theirs in columns.values() if theirs not in found]
-            if missing:
-                rejects.append(Reject(name, line, f"no column {missing[0]!r}"))
+            seen |= dict.fromkeys(found)
+            absent = next((c for c in columns.values() if found.get(c) is None), None)
+            fault = f"no value in column {absent!r}" if absent else None
+            if fault is None and suspect:
+                fault = _damage_in(found, encoding)
+            if fault is None:
+                rows.append(Located(name, line, renamed(found, columns)))
             else:
-                rows.append(_renamed(found, columns))
-    except (ValueError, KeyError, AttributeError) as error:
-        raise InputError(f"the file is no {format}: {error}", where=name) from error
-    _check_columns(columns, seen, name)
-    return Table(rows, tuple(rejects), encoding)
+                rejects.append(Reject(name, line, fault))
+    except ValueError as error:
+        raise InputError(f"cannot be read as {format}: {error}", where=name) from error
+    check_columns(columns, list(seen), name)
+    good, odd = of_one_kind(rows)
+    ordered = sorted([*rejects, *odd], key=lambda reject: reject.line)
+    return Table([row.record for row in good], tuple(ordered), encoding)
 
 
-def _renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> Record:
-    """The row under our names; other columns keep theirs, but for one that stands in the way."""
-    others = {k: v for k, v in row.items() if k not in columns.values() and k not in columns}
-    return others | {ours: row[theirs] for ours, theirs in columns.items()}
-
-
-def _check_columns(columns: Mapping[str, str], seen: set[str], where: str) -> None:
-    for name in columns.values():
-        if seen and name not in seen:
-            raise InputError(
-                f"there is no column {name!r}",
-                where=where,
-                advice=f"there are {', '.join(sorted(map(str, seen)))}",
-            )
-
-
-def _under_our_names(data: Any, columns: Mapping[str, str], where: str) -> Any:
-    """The same of a data set of the datasets library."""
-    _check_columns(columns, set(data.column_names), where)
-    moved = {theirs: ours for ours, theirs in columns.items() if ours != theirs}
-    data = data.remove_columns([c for c in moved.values() if c in data.column_names])
-    return data.rename_columns(moved)
-
-
-def _decoded(path: Path, encoding: str | None) -> tuple[str, str]:
-    """A file's text, and the name of its encoding. Raises InputError where none fits."""
-    raw = _bytes(path)
-    if encoding is None:
-        encoding = next((name for mark, name in BOMS if raw.startswith(mark)), None)
-    for name in GUESSES if encoding is None else (encoding,):
-        try:
-            text = raw.decode(name)
-            if encoding is not None or name == "utf-8" or _is_japanese(text):
-                return text, name
-        except (UnicodeDecodeError, LookupError) as error:
-            fault = error
-    where = str(path)
-    if isinstance(fault, UnicodeDecodeError):
-        line = raw.count(b"\n", 0, fault.start) + 1
-        where = f"{path}, line {line}, byte {fault.start}"
-    raise InputError(
-        f"the text is not in {encoding or ' nor '.join(GUESSES)}",
-        where=where,
-        advice='name its encoding: --data.encoding=utf-16 ("encoding" of Python\'s codecs)',
-    )
-
-
-def _is_japanese(text: str) -> bool:
-    """Whether kana are among the characters beyond ASCII: Western bytes decode as cp932 too."""
-    beyond = [c for c in text if c > "\x7f"]
-    return sum("\u3041" <= c <= "\u30ff" for c in beyond) * 10 >= len(beyond)
-
-
-def _bytes(path: Path) -> bytes:
-    if path.suffix != ".gz":
-        return path.read_bytes()
-    limit = min(MAX_BYTES, max(1 << 20, path.stat().st_size * MAX_EXPANSION))
-    try:
-        with gzip.open(path) as stream:
-            raw = stream.read(limit + 1)
-    except (OSError, EOFError) as error:
-        raise InputError(f"the .gz file is damaged: {error}", where=path) from error
-    if len(raw) > limit:
-        raise InputError(f"the .gz file grows to more than {limit} bytes", where=path)
-    return raw
+def _damage_in(value: Any, encoding: str) -> str | None:
+    """Of a text, or of any text inside a list or an object, names included."""
+    if isinstance(value, str):
+        return damage(value, encoding)
+    if isinstance(value, Mapping):
+        value = [*value, *value.values()]
+    if isinstance(value, list):
+        return next((fault for item in value if (fault := _damage_in(item, encoding))), None)
+    return None
 
 
 def _parallel(names: list[str], encoding: str | None, detokenise: Sequence[str]) -> Table:
-    """Two files of the same number of lines. -> {"source", "target"}; a pair with a gap is bad."""
+    """Pairs of files with as many lines. -> {"source", "target"}; a pair with a gap is rejected."""
     if len(detokenise) not in (0, 2) or not set(detokenise) <= set(DETOKENISERS):
         raise InputError(
             f"{list(detokenise)} are not two of {', '.join(DETOKENISERS)}",
             where="[data] detokenise",
         )
-    if len(names) != 2:
-        raise InputError("parallel text is two files: the sources and the targets")
-    texts = [_decoded(Path(name), encoding) for name in names if _exists(name)]
-    sources, targets = (text.splitlines() for text, _ in texts)
-    if len(sources) != len(targets):
-        raise InputError(
-            f"{len(sources)} lines in {names[0]}, {len(targets)} in {names[1]}",
-            advice="parallel files have the same number of lines",
-        )
-    rows: list[Record] = []
-    rejects = []
-    for line, (source, target) in enumerate(zip(sources, targets, strict=True), 1):
-        if source.strip() and target.strip():
-            pair = [source.strip(), target.strip()]
-            if detokenise:
-                pair = [DETOKENISERS[k](t) for k, t in zip(detokenise, pair, strict=True)]
-            rows.append({"source": pair[0], "target": pair[1]})
-        else:
-            rejects.append(Reject(names[0], line, "one side is empty"))
-    return Table(rows, tuple(rejects), texts[0][1])
+    if len(names) % 2:
+        raise InputError("parallel text is pairs of files: the sources, then the targets")
+    cleaners = [DETOKENISERS[name] for name in detokenise] or [str.strip, str.strip]
+    rows: list[dict[str, str]] = []
+    rejects: list[Reject] = []
+    encodings: set[str] = set()
+    for pair in zip(names[::2], names[1::2], strict=True):
+        texts = [decoded(Path(name), encoding) for name in pair]
+        encodings |= {text.encoding for text in texts}
+        sides = [[line for _, line in lines_of(text.text)] for text in texts]
+        if len(sides[0]) != len(sides[1]):
+            raise InputError(
+                f"{len(sides[0])} lines in {pair[0]}, {len(sides[1])} in {pair[1]}",
+                advice="parallel files have the same number of lines",
+            )
+        for number, both in enumerate(zip(*sides, strict=True), 1):
+            faults = [_fault_of_side(t, d.encoding) for t, d in zip(both, texts, strict=True)]
+            if any(faults):
+                side = 0 if faults[0] else 1
+                rejects.append(Reject(pair[side], number, faults[side] or ""))
+                continue
+            source, target = (clean(t.strip()) for clean, t in zip(cleaners, both, strict=True))
+            rows.append({"source": source, "target": target})
+    return Table(rows, tuple(rejects), "/".join(sorted(encodings)))
 
 
-def _exists(name: str) -> bool:
-    if not Path(name).is_file():
-        raise InputError("there is no such file", where=name)
-    return True
-
-
-def _images(folder: Path) -> list[Record]:
-    """Pictures by class folder, also in a tar. -> {"image": path or image, "label": the folder}"""
-    if folder.is_file():
-        return _images_in_tar(folder, "")
-    files = sorted(p for p in folder.glob("*/*") if p.suffix.lower() in IMAGES)
-    if not files:
-        raise InputError(
-            "no pictures in folders of classes", where=folder, advice="FOLDER/CLASS/picture.png"
-        )
-    return [{"image": str(path), "label": path.parent.name} for path in files]
-
-
-def _images_in_tar(path: Path, folder: str) -> list[Record]:
-    """Read in memory, nothing is unpacked; members that are no regular files are passed by."""
-    rows = []
-    try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                place = PurePosixPath(member.name)
-                stream = archive.extractfile(member) if member.isreg() else None
-                if not place.is_relative_to(folder):
-                    continue
-                if stream is None or place.suffix.lower() not in IMAGES:
-                    continue
-                image = Image.open(io.BytesIO(stream.read()))
-                image.load()
-                rows.append({"image": image, "label": place.parent.name, "file": str(place)})
-    except (tarfile.TarError, OSError) as error:
-        raise InputError(f"cannot be read as a tar of pictures: {error}", where=path) from error
-    return rows
-
-
-def _digits(name: str) -> list[Record]:
-    """scikit-learn's 1,797 digits, 8 x 8; every fifth is for the test (`sklearn:digits:test`)."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise DependencyError(
-            "the digits come with scikit-learn", advice='pip install "chumoku[train]"'
-        ) from error
-    digits = load_digits()
-    test = name.endswith(":test")
-    return [
-        {"image": Image.fromarray((pixels * 15.9375).round().astype("uint8")), "label": str(label)}
-        for number, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True))
-        if (number % 5 == 0) == test
-    ]
-
-
-def _datasets() -> Any:
-    try:
-        import datasets
-    except ImportError as error:
-        raise DependencyError(
-            "reading Parquet and the hub's data sets needs the datasets library",
-            advice='pip install "chumoku[train]"',
-        ) from error
-    return datasets
-
-
-def _parquet(name: str) -> Any:
-    """Memory-mapped by the datasets library."""
-    datasets = _datasets()
-    try:
-        return datasets.Dataset.from_parquet(name)
-    except Exception as error:  # pyarrow's and datasets' errors have no common base
-        raise InputError(f"cannot be read as Parquet: {error}", where=name) from error
-
-
-def _from_hub(name: str) -> Any:
-    """`hf:org/name:split`, `hf:org/name/config:split`."""
-    datasets = _datasets()
-    path, _, split = name.removeprefix("hf:").partition(":")
-    org, _, rest = path.partition("/")
-    title, _, config = rest.partition("/")
-    try:
-        return datasets.load_dataset(f"{org}/{title}", config or None, split=split or "train")
-    except Exception as error:  # as above
-        raise SourceError(
-            f"the data set cannot be had: {str(error).splitlines()[0][:300]}",
-            where=name,
-            advice="check its name and the network, or point --data to a local copy",
-        ) from error
+def _fault_of_side(line: str, encoding: str) -> str | None:
+    if not line.strip():
+        return "one side is empty"
+    return formats.too_long(line) or damage(line, encoding)
 
 
 def _joined(tables: list[Table]) -> Table:
-    rows = [row for table in tables for row in table.rows]
+    if len(tables) == 1:
+        return tables[0]
     rejects = tuple(reject for table in tables for reject in table.rejects)
-    return Table(rows, rejects, "/".join(sorted({t.encoding for t in tables if t.encoding})))
+    encodings = "/".join(sorted({table.encoding for table in tables if table.encoding}))
+    if all(hasattr(table.rows, "features") for table in tables):  # stays on the disk
+        joined = hub.datasets_library().concatenate_datasets([table.rows for table in tables])
+        return Table(joined, rejects, encodings)
+    return Table([row for table in tables for row in table.rows], rejects, encodings)
 
 
 def _first(rows: Any, limit: int) -> Any:
     return rows.select(range(min(limit, len(rows)))) if hasattr(rows, "select") else rows[:limit]
-
-
-def _check_rejects(table: Table, share: float) -> None:
-    bad, all_rows = len(table.rejects), len(table.rejects) + len(table.rows)
-    if bad > share * all_rows:
-        raise InputError(
-            f"{bad} of {all_rows} rows are bad: {'; '.join(map(str, table.rejects[:SHOWN]))}",
-            advice=f"mend them, or allow them: --data.max_rejects={bad / all_rows:.3g}",
-        )

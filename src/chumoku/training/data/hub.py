@@ -1,0 +1,90 @@
+"""Parquet files and the hub's data sets, through the datasets library, which maps them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from chumoku.errors import DependencyError, InputError, SourceError
+from chumoku.training.data.decoding import bound_of
+from chumoku.training.data.tables import Reject, Table, check_columns
+
+
+def datasets_library() -> Any:
+    """The module. Raises DependencyError."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise DependencyError(
+            "reading Parquet and the hub's data sets needs the datasets library",
+            advice='pip install "chumoku[train]"',
+        ) from error
+    return datasets
+
+
+def read_parquet(name: str, columns: Mapping[str, str]) -> Table:
+    """A Parquet file; its rows stay on the disk, in the cache of the datasets library.
+
+    Raises InputError for a file that is damaged, or says that it grows out of all proportion.
+    """
+    datasets = datasets_library()
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with ParquetFile(name) as file:
+            groups = range(file.metadata.num_row_groups)
+            size = sum(file.metadata.row_group(i).total_byte_size for i in groups)
+    except Exception as error:  # pyarrow's and datasets' errors have no common base
+        raise InputError(f"cannot be read as Parquet: {error}", where=name) from error
+    if size > bound_of(Path(name)):
+        raise InputError(f"the file grows to {size} bytes", where=name)
+    try:
+        data = datasets.Dataset.from_parquet(name)
+    except Exception as error:  # as above
+        reason = error.__cause__ or error
+        raise InputError(f"cannot be read as Parquet: {reason}", where=name) from error
+    return _table(data, columns, name)
+
+
+def read_hub(name: str, columns: Mapping[str, str]) -> Table:
+    """`hf:org/name:split`, `hf:org/name/config:split`; the split is "train" where absent.
+
+    HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT and HF_TOKEN mean what they mean everywhere. Raises
+    SourceError.
+    """
+    path, _, split = name.removeprefix("hf:").partition(":")
+    parts = path.split("/", 2)
+    config = parts[2] if len(parts) == 3 else None
+    try:
+        data = datasets_library().load_dataset("/".join(parts[:2]), config, split=split or "train")
+    except DependencyError:
+        raise
+    except Exception as error:  # as above
+        raise SourceError(
+            f"the data set cannot be had: {' '.join(str(error).split())[:300]}",
+            where=name,
+            advice="check its name and the network, or point --data to a local copy",
+        ) from error
+    return _table(data, columns, name)
+
+
+def _table(data: Any, columns: Mapping[str, str], where: str) -> Table:
+    """Under our names, without the rows that have no value in a column that was asked for."""
+    check_columns(columns, data.column_names, where)
+    bad: dict[int, str] = {}
+    for theirs in columns.values():
+        column = data.with_format("arrow")[:][theirs] if _has_gap(data, theirs) else ()
+        for number, value in enumerate(column):
+            if not value.is_valid:
+                bad.setdefault(number, f"no value in column {theirs!r}")
+    if bad:
+        data = data.select([i for i in range(len(data)) if i not in bad])
+    moved = {theirs: ours for ours, theirs in columns.items() if ours != theirs}
+    data = data.remove_columns([c for c in moved.values() if c in data.column_names])
+    rejects = tuple(Reject(where, number + 1, bad[number]) for number in sorted(bad))
+    return Table(data.rename_columns(moved), rejects)
+
+
+def _has_gap(data: Any, name: str) -> bool:
+    return bool(data.data.column(name).null_count)

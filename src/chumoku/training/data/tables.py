@@ -1,0 +1,109 @@
+"""What reading gives: rows, and of each row that could not be used the place and the reason."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from chumoku.errors import InputError
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A row that could not be used. line: from 1; without lines, the number of the row."""
+
+    file: str
+    line: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """rows: mappings by column. encoding: of the text files, "" where there are none.
+
+    Every row that was found is either in `rows` or in `rejects`. source: what was read. columns:
+    our name -> the file's, as they were asked for.
+    """
+
+    rows: Sequence[Mapping[str, Any]]
+    rejects: tuple[Reject, ...] = ()
+    encoding: str = ""
+    source: str = ""
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+
+class Located(NamedTuple):
+    """A record, and where it begins."""
+
+    file: str
+    line: int
+    record: dict[str, Any]
+
+
+def renamed(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """A record under our names; other columns keep theirs, but for one that stands in the way."""
+    others = {k: v for k, v in record.items() if k not in columns.values() and k not in columns}
+    return others | {ours: record[theirs] for ours, theirs in columns.items()}
+
+
+def check_columns(columns: Mapping[str, str], there: Sequence[str], where: str) -> None:
+    """Raise InputError for a column that is in no row, naming those that there are."""
+    for name in columns.values():
+        if there and name not in there:
+            raise InputError(
+                f"there is no column {name!r}",
+                where=where,
+                advice=f"there are {', '.join(sorted(map(str, there)))}",
+            )
+
+
+def check_rejects(bad: Sequence[Reject], good: int, share: float, shown: int = 5) -> None:
+    """Raise InputError where more than a share of all rows was rejected."""
+    total = len(bad) + good
+    if len(bad) <= share * total:
+        return
+    more = f"; and {len(bad) - shown} more" if len(bad) > shown else ""
+    raise InputError(
+        f"{len(bad)} of {total} rows are bad: {'; '.join(map(str, bad[:shown]))}{more}",
+        advice=f"mend them, or allow them: --data.max_rejects={len(bad) / total + 5e-4:.3f}",
+    )
+
+
+def of_one_kind(rows: Sequence[Located]) -> tuple[list[Located], list[Reject]]:
+    """Rows whose values are of the kind that most have in that column; others are rejected.
+
+    A missing value is of every kind; whole and other numbers are one.
+    """
+    kinds: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for row in rows:
+        for name, value in row.record.items():
+            if value is not None:
+                kinds[name][_kind(value)] += 1
+    usual = {name: kind.most_common(1)[0][0] for name, kind in kinds.items() if len(kind) > 1}
+    if not usual:
+        return list(rows), []
+    good: list[Located] = []
+    bad: list[Reject] = []
+    for row in rows:
+        odd = next((name for name in usual if _is_odd(row.record.get(name), usual[name])), None)
+        if odd is None:
+            good.append(row)
+        else:
+            kind = _kind(row.record[odd])
+            reason = f"{odd!r} is {kind}, in most rows {usual[odd]}"
+            bad.append(Reject(row.file, row.line, reason))
+    return good, bad
+
+
+def _is_odd(value: Any, usual: str) -> bool:
+    return value is not None and _kind(value) != usual
+
+
+def _kind(value: Any) -> str:
+    kinds = {bool: "true or false", str: "a text", list: "a list", dict: "an object"}
+    return kinds.get(type(value), "a number")
