@@ -26,6 +26,7 @@ def run(
     data: Annotated[list[Path] | None, Parameter(negative="")] = None,
     device: str = "auto",
     threads: int | None = None,
+    tensorboard: Flag = False,
     dry_run: Flag = False,
 ) -> None:
     """Train by a recipe; the same command goes on where it was broken off.
@@ -37,6 +38,7 @@ def run(
         data: a folder in which the recipe's data files are looked for (may be repeated).
         device: auto (cuda, then mps, then cpu), cpu, cuda, mps.
         threads: CPU threads; by default PyTorch's choice.
+        tensorboard: write OUTPUT/run/tensorboard too.
         dry_run: print the resolved recipe and stop.
     """
     from chumoku.training.recipe import read_recipe
@@ -44,7 +46,7 @@ def run(
     found = recipe if recipe.suffix == ".toml" else Path("recipes") / f"{recipe}.toml"
     resolved = read_recipe(found, overrides)
     folder = output or Path("runs") / found.stem
-    _run(resolved, folder, data, device, threads, dry_run)
+    _run(resolved, folder, data, device, threads, dry_run, tensorboard=tensorboard)
 
 
 def finetune(
@@ -165,6 +167,7 @@ def _run(
     threads: int | None,
     dry_run: bool,
     show: bool = True,
+    tensorboard: bool = False,
 ) -> None:
     from chumoku.training.recipe import to_toml
 
@@ -172,16 +175,22 @@ def _run(
         if show:
             print(to_toml(recipe))
         return
-    outcome = _train(recipe, folder, data or [], device, threads)
+    outcome = _train(recipe, folder, data or [], device, threads, tensorboard)
     _tell(outcome)
 
 
 def _train(
-    recipe: Recipe, folder: Path, data: list[Path], device: str, threads: int | None
+    recipe: Recipe,
+    folder: Path,
+    data: list[Path],
+    device: str,
+    threads: int | None,
+    tensorboard: bool = False,
 ) -> Outcome:
     import torch
 
     from chumoku.training.loop import StoppedError
+    from chumoku.training.progress import TensorBoard
     from chumoku.training.runner import train
 
     if threads is not None:
@@ -189,7 +198,8 @@ def _train(
             raise InputError(f"--threads must be at least 1, it is {threads}")
         torch.set_num_threads(threads)
     try:
-        return train(recipe, folder, places=data, device=device)
+        more = [TensorBoard(folder / "run" / "tensorboard")] if tensorboard else []
+        return train(recipe, folder, places=data, device=device, reports=more)
     except StoppedError as error:
         print(f"{error}", file=sys.stderr)
         raise SystemExit(error.code) from None

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from chumoku.checkpoints.sources import resolve
-from chumoku.devices import pick_device
+from chumoku.devices import FLOATS, pick_device
 from chumoku.errors import ConfigError, InputError
 from chumoku.loading import Loaded, create, load
 from chumoku.models.config_keys import write_labels
@@ -31,10 +31,12 @@ from chumoku.saving import save, write_json
 from chumoku.text import Tokenizer, load_tokenizer
 from chumoku.text.load import TOKENIZER_FILES
 from chumoku.training import randomness, stabilising
+from chumoku.training.curves import draw_curve
 from chumoku.training.data.rows import Table, read_rows
 from chumoku.training.distributed import leave, world_of
+from chumoku.training.flops import Shape
 from chumoku.training.loop import Result, Run
-from chumoku.training.progress import Report
+from chumoku.training.progress import Report, run_reports
 from chumoku.training.recipe import DataSection, Recipe, build, to_toml
 from chumoku.training.task import Task
 
@@ -111,14 +113,19 @@ def train(
 
     Raises every typed error of its parts; what was saved before stays.
     """
-    from chumoku.training.progress import run_reports
-
     run_folder = folder / "run"
     run_folder.mkdir(parents=True, exist_ok=True)
     world, place = world_of(pick_device(device))
     prepared = prepare(recipe, run_folder, places, place)
     model = prepared.loaded.model
-    report = run_reports(run_folder, model, reports, quiet=world.rank > 0)
+    report = run_reports(
+        run_folder,
+        model,
+        reports,
+        quiet=world.rank > 0,
+        shape=_shape(recipe, prepared.task),
+        dtype=FLOATS[recipe.training.dtype],
+    )
     try:
         for note in prepared.notes:
             report.note(note)
@@ -144,6 +151,12 @@ def train(
         leave()
     task = prepared.task
     return Outcome(folder, result, test, prepared.notes, task.metric, task.lower)
+
+
+def _shape(recipe: Recipe, task: Task) -> Shape | None:
+    """Of a row, for MFU: of the objectives whose rows are all of one length."""
+    chosen = {"causal-lm": 1.0, "masked-lm": 0.15, "pre-training": 0.15}.get(recipe.task["kind"])
+    return None if chosen is None else Shape(task.examples.length(0), chosen=chosen)
 
 
 def _identity(recipe: Recipe) -> dict[str, Any]:
@@ -441,8 +454,6 @@ def _write(
     test: Mapping[str, float],
 ) -> None:
     """The model, its tokenizer, the adapter, the result and the curve."""
-    from chumoku.training.curves import draw_curve
-
     loaded = prepared.loaded
     stabilising.remove_mixout(loaded.model)
     if recipe.adapter.kind != "none":
