@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,9 @@ def read_parquet(name: str, columns: Mapping[str, str]) -> Table:
     Raises InputError for a file that is damaged, or says that it grows out of all proportion.
     """
     datasets = datasets_library()
-    from pyarrow.parquet import ParquetFile
-
+    parquet: Any = importlib.import_module("pyarrow.parquet")
     try:
-        with ParquetFile(name) as file:
+        with parquet.ParquetFile(name) as file:
             groups = range(file.metadata.num_row_groups)
             size = sum(file.metadata.row_group(i).total_byte_size for i in groups)
     except Exception as error:  # pyarrow's and datasets' errors have no common base

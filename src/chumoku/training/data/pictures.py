@@ -10,7 +10,7 @@ import gzip
 import re
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, NamedTuple
 
@@ -47,6 +47,7 @@ def read_pictures(name: str) -> Table:
     InputError for an archive that is damaged or grows out of all proportion, and for no pictures.
     """
     archive = ARCHIVE.fullmatch(name)
+    members: Iterable[Member]
     if archive is None or Path(name).is_dir():
         members = _in_folder(Path(name))
     else:
@@ -86,37 +87,41 @@ def _in_folder(folder: Path) -> Iterator[Member]:
 def _in_archive(path: Path, folder: str) -> list[Member]:
     """Members that are regular files; links and devices are passed by."""
     try:
-        found = list(_in_zip(path) if path.suffix.lower() == ".zip" else _in_tar(path))
+        read = _in_zip if path.suffix.lower() == ".zip" else _in_tar
+        found = sorted(read(path, folder))
     except FileNotFoundError as error:
         raise InputError("there is no such file", where=path) from error
     except (tarfile.TarError, zipfile.BadZipFile, OSError, EOFError) as error:
         raise InputError(f"the archive is damaged: {error}", where=path) from error
     except (RuntimeError, NotImplementedError, ValueError) as error:  # a password, a method
         raise InputError(f"the archive cannot be read: {error}", where=path) from error
-    inside = [(place, image) for place, image in found if place.is_relative_to(folder)]
-    return sorted(Member(place.relative_to(folder), image) for place, image in inside)
+    return [Member(place.relative_to(folder), image) for place, image in found]
 
 
-def _in_tar(path: Path) -> Iterator[Member]:
+def _is_wanted(place: PurePosixPath, folder: str) -> bool:
+    return place.suffix.lower() in ENDINGS and place.is_relative_to(folder)
+
+
+def _in_tar(path: Path, folder: str) -> Iterator[Member]:
     opener = open if path.suffix.lower() == ".tar" else gzip.open
     with opener(path, "rb") as raw:
         stream: Any = Bounded(raw, path)
         with tarfile.open(fileobj=stream, mode="r|") as archive:
             for member in archive:
                 place = PurePosixPath(member.name)
-                if not member.isreg() or place.suffix.lower() not in ENDINGS:
+                if not member.isreg() or not _is_wanted(place, folder):
                     continue
                 _check_size(member.size, path, member.name)
                 file = archive.extractfile(member)
                 yield Member(place, file.read() if file else b"")
 
 
-def _in_zip(path: Path) -> Iterator[Member]:
+def _in_zip(path: Path, folder: str) -> Iterator[Member]:
     left = bound_of(path)
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             place = PurePosixPath(info.filename)
-            if info.is_dir() or place.suffix.lower() not in ENDINGS:
+            if info.is_dir() or not _is_wanted(place, folder):
                 continue
             _check_size(info.file_size, path, info.filename)
             left -= info.file_size
@@ -155,7 +160,7 @@ def read_idx(names: list[str]) -> Table:
 
 
 def _idx(name: str) -> np.ndarray[Any, Any]:
-    """Two bytes 0, the type (8: bytes), how many sizes; the sizes, 4 bytes each, large end first."""
+    """Two bytes 0, the type (8: bytes), how many sizes; each size in 4 bytes, large end first."""
     raw = contents(Path(name))
     if raw[:3] != b"\0\0\x08" or len(raw) < 4 or len(raw) < 4 + 4 * raw[3]:
         raise InputError("is no IDX file of bytes", where=name)
