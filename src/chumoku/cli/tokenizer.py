@@ -185,11 +185,15 @@ def _decoded(stream: BinaryIO, name: str) -> Iterator[tuple[str, int]]:
 
 
 def _blocks(lines: Iterator[tuple[str, int]]) -> Iterator[tuple[str, int]]:
-    """Many lines as one text, so that a blank line is seen between its neighbours."""
+    """Many lines as one text, so that a blank line is seen between its neighbours.
+
+    A block ends between two lines that begin with no space: no token could lie across.
+    """
     block: list[str] = []
     size = characters = 0
     for text, count in lines:
-        if characters >= BLOCK_CHARACTERS and not text.isspace():
+        full = characters >= BLOCK_CHARACTERS
+        if full and not (text[:1].isspace() or block[-1].isspace()):
             yield "".join(block), size
             block, size, characters = [], 0, 0
         block.append(text)

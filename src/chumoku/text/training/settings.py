@@ -168,9 +168,9 @@ def _check_numbers(settings: TokenizerSettings) -> None:
                 f"{name} must be a whole number from {least} to {MAX_VOCAB}, not {value!r:.40}",
                 where=name,
             )
-    if settings.coverage is not None and not 0.9 <= settings.coverage <= 1:
+    if settings.coverage is not None and not 0.98 <= settings.coverage <= 1:
         raise ConfigError(
-            f"coverage must lie between 0.9 and 1, it is {settings.coverage!r:.40}",
+            f"coverage must lie between 0.98 and 1, it is {settings.coverage!r:.40}",
             where="coverage",
         )
     pieces = settings.kind in PIECE_KINDS

@@ -204,6 +204,12 @@ def _characters(texts: Iterable[str], settings: TokenizerSettings) -> Files:
         raise trainers.too_small(settings.vocab_size, least_size, advice)
     limit = min(room, settings.alphabet_limit or room)
     alphabet = most_frequent(counts, limit, least, settings.alphabet)
+    if not alphabet:
+        raise ConfigError(
+            f"No character occurs {least} times",
+            where="min_frequency",
+            advice="Take a smaller one.",
+        )
     if settings.target == "bert":
         return folders.japanese_bert([*specials, *sorted(alphabet)], settings)
     return folders.characters(sorted(alphabet), settings)

@@ -167,7 +167,7 @@ def piece_model(
     out = io.BytesIO()
     chosen: dict[str, Any] = {
         "model_type": settings.kind,
-        "vocab_size": max(size, 1),
+        "vocab_size": max(size, 4),  # below that its complaint does not say what is needed
         "hard_vocab_limit": False,  # a short text gives fewer pieces instead of an error
         "character_coverage": settings.coverage or 0.9995,
         "required_chars": settings.alphabet,
