@@ -64,6 +64,7 @@ FAMILIES = {
     "bert-nfkc": S(vocab_size=2200, nfkc=True, extra_tokens=("<x>",)),
     "bert-mecab": S(vocab_size=2200, japanese="mecab"),
     "bert-ipadic": S(vocab_size=2200, japanese="mecab", dictionary="ipadic", lowercase=True),
+    "bert-sudachi": S(vocab_size=2200, japanese="sudachi"),
     "bert-characters": S("characters", 2000, "bert", japanese="mecab"),
     "bert-pieces": S("unigram", 1500, "bert", japanese="mecab"),
     "gpt2": S("byte-bpe", 600, extra_tokens=("<|im_start|>",)),
@@ -88,6 +89,7 @@ def trained(name: str) -> Trained:
 
 @pytest.fixture
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    pytest.importorskip("sudachipy" if request.param == "bert-sudachi" else "fugashi")
     return trained(request.param).save(tmp_path / "tokenizer")
 
 
