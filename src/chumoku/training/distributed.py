@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Final
 
@@ -19,15 +18,11 @@ import torch.distributed as dist
 
 from chumoku.errors import ConfigError
 from chumoku.training.replicas import TIMEOUT, Replicas, first_line
-from chumoku.training.sharded import Sharded
 from chumoku.training.world import Alone, World
 
 NUMBERS: Final = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
 NEEDED: Final = (*NUMBERS, "MASTER_ADDR")
-STRATEGIES: Final[Mapping[str, Callable[[torch.device], World]]] = {
-    "ddp": Replicas,
-    "fsdp": Sharded,
-}
+STRATEGIES: Final = ("ddp", "fsdp")
 """ddp: each process holds the whole model. fsdp: each holds a part of it."""
 
 
@@ -46,7 +41,11 @@ def world_of(device: torch.device, strategy: str = "ddp") -> tuple[World, torch.
         device = _own_gpu(int(os.environ["LOCAL_RANK"]))
     if not dist.is_initialized():
         _join("nccl" if device.type == "cuda" else "gloo", _patience())
-    return STRATEGIES[strategy](device), device
+    if strategy == "fsdp":
+        from chumoku.training.sharded import Sharded  # loads for seconds
+
+        return Sharded(device), device
+    return Replicas(device), device
 
 
 def leave() -> None:

@@ -60,10 +60,10 @@ class Processes:
 
     @contextmanager
     def agreed(self) -> Iterator[None]:
-        """A typed error inside, in one process, is one in all of them."""
+        """What cannot be written inside, by one process, is an error in all of them."""
         try:
             yield
-        except ChumokuError:
+        except (ChumokuError, OSError):
             self.sum(torch.ones(1))
             raise
         if self.sum(torch.zeros(1)).item():
@@ -91,13 +91,15 @@ class Replicas(Processes):
         if torch.finfo(dtype).bits < 32:
             self._late, self.divided_by = True, 1
             return objective, dtype
-        # A head may leave part of the model unused (a pooler beside token labels).
+        # A head may leave part of the model unused (a pooler beside token labels). DDP then looks
+        # for such parameters, and complains at length where there are none: so there is one.
+        objective.register_parameter("unused", nn.Parameter(torch.zeros(1, device=self.device)))
         parallel = DistributedDataParallel(
             objective.to(dtype),
             device_ids=[self.device] if self.device.type == "cuda" else None,
             find_unused_parameters=True,
-            broadcast_buffers=False,
         )
+        parallel.broadcast_buffers = False  # nothing changes them; the argument's name is changing
         return parallel, dtype
 
     @contextmanager

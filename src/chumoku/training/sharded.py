@@ -26,8 +26,8 @@ from chumoku.training.replicas import Processes
 from chumoku.training.shards import Piece, merged, write_pieces
 from chumoku.training.snapshots import Snapshot
 
-APART: Final = "relative_bias"
-"""Modules of this name lie in one block and are used by all: a unit of their own."""
+APART: Final = ("attention.relative_bias", "cross_attention.key", "cross_attention.value")
+"""Modules that lie in a block and are called from outside of it: units of their own."""
 
 
 class Sharded(Processes):
@@ -48,6 +48,8 @@ class Sharded(Processes):
         policy = MixedPrecisionPolicy() if wide == dtype else narrow
         mesh = init_device_mesh(self.device.type, (self.size,))
         for unit in units(objective):
+            # Were its output a view, as a bias often is, the hook on it could be lost.
+            unit.register_forward_hook(_own_memory)
             fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
         return objective, wide
 
@@ -114,7 +116,7 @@ def units(objective: nn.Module) -> list[nn.Module]:
 
     Raises ConfigError where two of them share a weight, which FSDP2 cannot have.
     """
-    found = [m for name, m in objective.named_modules() if name.rpartition(".")[2] == APART]
+    found = [m for name, m in objective.named_modules() if name.endswith(APART)]
     for name, module in objective.named_modules():
         if isinstance(module, nn.ModuleList) and name.rpartition(".")[2] == "blocks":
             found += module
@@ -143,6 +145,10 @@ def with_parameters(
     memo: dict[int, object] = {id(b): b for b in module.buffers()}
     memo |= {id(p): change(name, p) for name, p in module.named_parameters()}
     return copy.deepcopy(module, memo)
+
+
+def _own_memory(module: nn.Module, inputs: object, output: object) -> object:
+    return output.clone() if isinstance(output, Tensor) and output._is_view() else None
 
 
 def _on_meta(name: str, parameter: nn.Parameter) -> nn.Parameter:

@@ -1,0 +1,379 @@
+"""Two processes are one: DDP and FSDP2, deaths and restarts, other numbers of processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from training import processes
+from training.processes import SAVED, SAVED_NARROW, SCENARIOS, Scenario, one_run, run
+from training.test_kills import curve, disagreements
+
+from chumoku.errors import CheckpointError
+from chumoku.training import snapshots
+from chumoku.training.shards import Assembled, Piece, merged, write_pieces
+from chumoku.training.snapshots import latest_snapshot, read_snapshot
+from chumoku.training.world import Alone
+
+HERE = Path(__file__).parent
+PROGRAM = HERE / "processes.py"
+STOPPED = {"kind": "calm"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+# ---- starting processes ----
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Without anything that a launcher would set."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("TORCHELASTIC", "MASTER"))}
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        kept.pop(name, None)
+    path = {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
+    return kept | path | more
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def pair(*words: object, patience: int = 60, size: int = 2) -> list[subprocess.Popen[str]]:
+    """The program in `size` processes, without torchrun, which takes seconds to start itself."""
+    port = str(free_port())
+    started = []
+    for rank in range(size):
+        told = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+        told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        told |= {"CHUMOKU_PEER_TIMEOUT": str(patience)}
+        started.append(
+            subprocess.Popen(
+                [sys.executable, str(PROGRAM), *map(str, words)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=environment(**told),
+            )
+        )
+    return started
+
+
+def ended(started: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
+    """(exit code, stderr) of each."""
+    told = [process.communicate(timeout=300)[1] for process in started]
+    return [(process.returncode, text) for process, text in zip(started, told, strict=True)]
+
+
+def torchrun(*words: object, restarts: int = 3, patience: int = 60) -> list[str]:
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    return [
+        *(sys.executable, *launcher, f"--max-restarts={restarts}"),
+        *(str(PROGRAM), *map(str, words)),
+    ]
+
+
+# ---- all comparisons in one pair of processes ----
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What the two processes of `processes.compare` have left."""
+
+    folder: Path
+
+    def told(self, name: str, rank: int = 0) -> Any:
+        return json.loads((self.folder / str(rank) / f"{name}.json").read_text())
+
+    def weights(self, name: str, rank: int = 0) -> dict[str, Tensor]:
+        snapshot, _ = latest_snapshot(self.folder / str(rank) / name)
+        assert snapshot is not None
+        return dict(snapshot.tensors["model"])
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("pair")
+    for strategy in ("ddp", "fsdp"):
+        for name, settings in (("saved", SAVED), ("saved narrow", SAVED_NARROW)):
+            place = folder / "begun alone" / f"{strategy} {name}"
+            run(Scenario(settings), place, Alone(), stop=4)
+    first, second = pair("compare", folder, patience=4)
+    _, errors = first.communicate(timeout=600)  # the second has stopped itself
+    second.kill()
+    second.communicate(timeout=60)
+    assert first.returncode == 0, errors
+    return Pair(folder)
+
+
+def difference(told: Any, weights: dict[str, Tensor], reference: Any, model: Any) -> float:
+    """The largest of losses', norms', metrics' and weights'; infinite where they do not match."""
+    worst = 0.0
+    for name in ("losses", "norms", "metrics"):
+        if len(told[name]) != len(reference[name]):
+            return float("inf")
+        for a, b in zip(told[name], reference[name], strict=True):
+            worst = max(worst, abs(a - b) / max(1.0, abs(b)))
+    for name, parameter in model.named_parameters():
+        worst = max(worst, float((weights[name] - parameter).detach().abs().max()))
+    return worst
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_two_processes_are_one(two: Pair, tmp_path: Path, name: str) -> None:
+    scenario = SCENARIOS[name]
+    reference, model = run(scenario, tmp_path, Alone())
+    for rank in range(2):
+        told, weights = two.told(name, rank), two.weights(name, rank)
+        assert difference(told, weights, reference, model) < scenario.tolerance
+        assert weights.keys() == dict(model.named_parameters()).keys()
+    before = scenario.model()
+    moved = [
+        n for n, p in model.named_parameters() if not torch.equal(p, before.get_parameter(n).to(p))
+    ]
+    assert len(moved) > 20
+    assert not any(n.startswith("never") for n in moved)
+
+
+@pytest.mark.parametrize("name", processes.WRONG)
+def test_wrong_weighting_is_seen(two: Pair, tmp_path: Path, name: str) -> None:
+    scenario = SCENARIOS["ddp"]
+    reference, model = run(scenario, tmp_path, Alone())
+    assert difference(two.told(name), two.weights(name), reference, model) > 1e-3
+
+
+def test_narrow_training_is_not_wide_training(two: Pair, tmp_path: Path) -> None:
+    """A run in bfloat16 that silently was one in float32 would pass the comparison with itself."""
+    for strategy in ("ddp", "fsdp"):
+        name = f"{strategy} narrow"
+        reference, model = run(SCENARIOS["ddp accumulated"], tmp_path / strategy, Alone())
+        weights = {n: w.float() for n, w in two.weights(name).items()}
+        assert 1e-4 < difference(two.told(name), weights, reference, model) < 0.1
+        assert {w.dtype for w in two.weights(name).values()} == {torch.bfloat16}
+
+
+# ---- snapshots and the number of processes ----
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("name", ["saved", "saved narrow"])
+def test_another_number_of_processes_goes_on(
+    two: Pair, tmp_path: Path, strategy: str, name: str
+) -> None:
+    """2 -> 1 and 1 -> 2, weights, optimiser and average, after step 3 of 6."""
+    settings = SAVED if name == "saved" else SAVED_NARROW
+    scenario = Scenario(settings, split=name == "saved narrow")
+    expected, model = run(scenario, tmp_path / "whole", Alone())
+    tolerance = 1e-5 if name == "saved" else 2e-2  # of the first half, each its own rounding
+
+    folder = two.folder / "begun together" / f"{strategy} {name}"
+    told, mine = run(scenario, folder, Alone())
+    assert told["begun"] == [3]
+    whole = {**expected, "losses": expected["losses"][3:], "norms": expected["norms"][3:]}
+    whole["metrics"] = expected["metrics"][-len(told["metrics"]) :]
+    assert difference(told, dict(mine.named_parameters()), whole, model) < tolerance
+
+    name = f"{strategy} {name}"
+    told = two.told(name)
+    assert told["begun"] == [3]
+    assert difference(told, two.weights(name), whole, model) < tolerance
+
+
+def test_a_sharded_snapshot_is_pieces_and_a_manifest(two: Pair) -> None:
+    folder = snapshots.snapshots(two.folder / "begun together" / "fsdp saved" / "snapshots")[-1]
+    names = {path.name for path in folder.iterdir()}
+    pieces = {f"{f}-0000{r}-of-00002.safetensors" for f in ("model", "optimiser") for r in (0, 1)}
+    assert pieces <= names
+    assert "model.safetensors" not in names
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert set(manifest["sha256"]) == names - {"manifest.json"}
+    entry = manifest["shards"]["model"]["blocks.0.feedforward.up.weight"]
+    files = [f"model-0000{r}-of-00002.safetensors" for r in (0, 1)]
+    assert entry == {
+        "shape": [64, 16],
+        "dim": 0,
+        "pieces": [[files[0], 0, 32], [files[1], 32, 64]],
+    }
+    # Each holds half of what is large, and the two together no more than the whole.
+    sizes = [
+        sum((folder / f).stat().st_size for f in sorted(pieces) if f"-0000{r}-" in f)
+        for r in (0, 1)
+    ]
+    assert 0.4 < sizes[0] / sum(sizes) < 0.6
+    whole = snapshots.snapshots(two.folder / "begun together" / "ddp saved" / "snapshots")[-1]
+    theirs, ours = read_snapshot(whole).tensors, read_snapshot(folder).tensors
+    for file in ("model", "optimiser", "average"):
+        assert set(ours[file]) == set(theirs[file])
+        for name, value in theirs[file].items():
+            torch.testing.assert_close(ours[file][name], value, atol=1e-6, rtol=1e-4)
+
+
+def _three_pieces(folder: Path, cut: tuple[int, ...] = (0, 3, 6, 7)) -> Tensor:
+    """[7, 2] in the pieces of three processes, and a number that all have."""
+    value = torch.arange(14.0).view(7, 2)
+    layouts = []
+    for rank, (begin, end) in enumerate(pairwise(cut)):
+        pieces = {
+            "a": Piece(value[begin:end], (7, 2), 0, begin, end),
+            "n": Piece(torch.tensor(rank), ()),
+        }
+        layouts.append(write_pieces(folder, {"model": pieces}, rank, 3))
+    (folder / "layout").write_text(json.dumps(merged(layouts)["model"]))
+    return value
+
+
+def test_pieces_make_up_the_tensor(tmp_path: Path) -> None:
+    value = _three_pieces(tmp_path)
+    found = Assembled(tmp_path, json.loads((tmp_path / "layout").read_text()))
+    assert torch.equal(found["a"], value)
+    assert found["n"] == 0
+    assert list(found) == ["a", "n"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a: a["pieces"].pop(),
+        lambda a: a["pieces"].pop(1),
+        lambda a: a["pieces"].pop(0),
+        lambda a: a["pieces"].append(a["pieces"][0]),
+        lambda a: a["pieces"].clear(),
+        lambda a: a.update(shape=[8, 2]),
+        lambda a: a.update(shape=[7, 3]),
+        lambda a: a.update(shape=[7, -2]),
+        lambda a: a.update(dim=1),
+        lambda a: a.update(dim=2),
+        lambda a: a.update(dim=None),
+        lambda a: a.pop("dim"),
+        lambda a: a["pieces"][0].__setitem__(2, 2),
+        lambda a: a["pieces"][0].__setitem__(1, "0"),
+        lambda a: a["pieces"][0].__setitem__(0, "../model"),
+        lambda a: a["pieces"][0].__setitem__(0, 3),
+        lambda a: a["pieces"][1].__setitem__(0, a["pieces"][0][0]),
+    ],
+)
+def test_a_manifest_that_lies_is_refused(tmp_path: Path, change: Any) -> None:
+    _three_pieces(tmp_path)
+    layout = json.loads((tmp_path / "layout").read_text())
+    change(layout["a"])
+    with pytest.raises(CheckpointError):
+        Assembled(tmp_path, layout)
+
+
+def test_a_damaged_piece_is_passed_by(two: Pair, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(two.folder / "runs" / "fsdp", folder)  # saved at its end
+    (newest,) = snapshots.snapshots(folder / "snapshots")
+    victim = newest / "optimiser-00001-of-00002.safetensors"
+    raw = bytearray(victim.read_bytes())
+    raw[-3] ^= 1
+    victim.write_bytes(raw)
+    found, damaged = latest_snapshot(folder / "snapshots")
+    assert found is None
+    assert victim.name in str(damaged[0])
+
+
+# ---- what goes wrong in one process ----
+
+
+def test_no_number_in_one_process_stops_all_in_the_same_step(two: Pair) -> None:
+    for rank in range(2):
+        told = two.told("not a number", rank)
+        assert [kind for kind, _ in told] == ["TrainingError"] * 2
+        for _, text in told:
+            assert "step 3: loss nan" in text
+            assert "weights were not changed" in text
+
+
+def test_a_full_disk_of_one_process_is_an_error_in_all(two: Pair) -> None:
+    for rank in range(2):
+        told = two.told("full disk", rank)
+        victims, errors, left = (0, 0, 1), told[0::2], told[1::2]
+        for victim, (kind, text), snapshot in zip(victims, errors, left, strict=True):
+            assert snapshot == ["step-00000003"]
+            if victim == rank:
+                assert (kind, "disk is full" in text) == ("ResourceError", True)
+            else:
+                assert (kind, "another process" in text) == ("TrainingError", True)
+
+
+def test_a_silent_process_is_noticed(two: Pair) -> None:
+    kind, text = two.told("hung")
+    assert kind == "TrainingError"
+    assert "does not answer" in text
+    assert "CHUMOKU_PEER_TIMEOUT" in text
+
+
+# ---- death, signals, restarts ----
+
+
+def test_a_killed_process_is_started_again_and_the_curve_is_the_same(
+    two: Pair, tmp_path: Path
+) -> None:
+    """torchrun starts both again; every later loss equal as a hex float."""
+    words = torchrun("run", tmp_path, "trap=SIGKILL@1:10")
+    ran = subprocess.run(words, capture_output=True, text=True, timeout=300, env=environment())
+    assert ran.returncode == 0, ran.stderr
+    assert "exitcode: -9" in ran.stderr or "Signal 9" in ran.stderr
+    expected = {int(step): loss for step, loss in two.told("whole ddp").items()}
+    assert curve(tmp_path) == expected
+    assert disagreements(tmp_path) == 0
+    steps = [int(line.split()[0]) for line in (tmp_path / "losses").read_text().splitlines()]
+    assert steps.index(9, 9) == 8 + steps.count(9) or steps.count(9) == 2  # from step 8 on again
+
+
+def merged_batches(folder: Path, ranks: int = 2) -> list[Any]:
+    """The examples of each batch, in their order, put together from what each process had."""
+    told = [(folder / f"batches-{rank}").read_text().splitlines() for rank in range(ranks)]
+    found = []
+    for lines in zip(*told, strict=True):
+        shares = [json.loads(line) for line in lines]
+        whole: list[int] = [0] * sum(len(share[1]) for share in shares)
+        for rank, (_, indices) in enumerate(shares):
+            whole[rank::ranks] = indices
+        found.append([shares[0][0], whole])
+    return found
+
+
+def test_sigterm_saves_and_other_numbers_of_processes_go_on(tmp_path: Path) -> None:
+    """2 -> 1 -> 2: one process gets SIGTERM and both end with 143; the examples stay in order."""
+    folder, whole = tmp_path / "run", tmp_path / "whole"
+    assert one_run(whole, world=Alone(), **STOPPED) == 0
+    batches = []
+    codes = ended(pair("run", folder, "kind=calm", "trap=SIGTERM@1:10"))
+    assert [code for code, _ in codes] == [143, 143], codes
+    assert all("after step 11; everything is saved" in text for _, text in codes)
+    batches += taken(folder)
+    assert one_run(folder, world=Alone(), trap="SIGTERM@0:20", **STOPPED) == 143
+    batches += taken(folder, 1)
+    assert [code for code, _ in ended(pair("run", folder, "kind=calm", "strategy=fsdp"))] == [0, 0]
+    batches += taken(folder)
+
+    assert batches == merged_batches(whole, 1)
+    theirs, ours = curve(whole), curve(folder)
+    assert ours.keys() == theirs.keys()
+    for step, loss in theirs.items():
+        assert float.fromhex(ours[step]) == pytest.approx(float.fromhex(loss), rel=1e-5)
+
+
+def taken(folder: Path, ranks: int = 2) -> list[Any]:
+    found = merged_batches(folder, ranks)
+    for file in folder.glob("batches-*"):
+        file.unlink()
+    return found
