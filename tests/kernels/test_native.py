@@ -120,6 +120,7 @@ def test_many_rows_go_by_pieces(
 ) -> None:
     """As the definition, whatever the size of a piece, on either side of the border MANY."""
     monkeypatch.setattr(linear, "PIECE", piece)
+    monkeypatch.setattr(native, "tiles_are_fast", lambda: False)
     raw = stored_rows(storage, 37, 512, seed=9)
     draw = torch.Generator().manual_seed(9)
     bias = torch.randn(37, generator=draw, dtype=dtype)
@@ -158,8 +159,63 @@ def test_width_of_vectors_does_not_matter() -> None:
     for storage in native.STORAGES:
         raw = stored_rows(storage, 21, 512, seed=5)
         x = torch.randn(3, 512, generator=torch.Generator().manual_seed(5))
-        results = [native.native_block_linear(x, raw, storage, level=n) for n in (1, 2)]
-        assert torch.equal(*results)
+        for product in (native.native_block_linear, native.native_block_product):
+            assert torch.equal(*(product(x, raw, storage, level=n) for n in (1, 2)))
+
+
+@built
+@LEVELS
+@pytest.mark.parametrize("storage", native.STORAGES)
+def test_product_equals_the_definition(storage: str, level: int) -> None:
+    """Tiles, chunks, stretches and calls that are whole and that are not."""
+    need(level)
+    generator = torch.Generator().manual_seed(12)
+    sizes = (*row_sizes(storage), 1280)
+    for case, values in enumerate(sizes):
+        for tokens, outputs in ((1, 1), (16, 48), (35, 49), (64, 7), (97, 106)):
+            raw = stored_rows(storage, outputs, values, seed=case)
+            x = torch.randn(tokens, values, generator=generator)
+            bias = torch.randn(outputs, generator=generator) if tokens % 2 else None
+            ours = native.native_block_product(x, raw, storage, bias, level=level)
+            wide = None if bias is None else bias.double()
+            assert difference(ours, block_linear_reference(x.double(), raw, storage, wide)) < 1e-5
+            if bias is not None:  # negative control: the bias is seen
+                plain = native.native_block_product(x, raw, storage, level=level)
+                assert difference(plain, ours.double()) > 1e-3
+
+
+@built
+@LEVELS
+def test_a_row_of_the_product_does_not_depend_on_its_neighbours(level: int) -> None:
+    """Bit for bit, over more tokens than one call takes: alone, in a slice, on three threads."""
+    need(level)
+    raw = stored_rows("Q4_1", 131, 1024, seed=13)
+    x = torch.randn(2, 300, 1024, generator=torch.Generator().manual_seed(13))
+    together = native.native_block_product(x, raw, "Q4_1", level=level, threads=1)
+    right = block_linear_reference(x.double(), raw, "Q4_1")
+    assert difference(together, right) < 1e-5
+    assert difference(together.flip(1), right) > 1e-3
+    assert difference(native.native_block_product(x, raw.roll(1, 0), "Q4_1"), right) > 1e-3
+    threaded = native.native_block_product(x, raw, "Q4_1", level=level, threads=3)
+    assert torch.equal(together, threaded)
+    alone = native.native_block_product(x[1, 211], raw, "Q4_1", level=level)
+    assert torch.equal(together[1, 211], alone)
+    part = native.native_block_product(x[:, 5:90:2], raw[50:101], "Q4_1", level=level)
+    assert torch.equal(together[:, 5:90:2, 50:101], part)
+
+
+@built
+def test_many_rows_take_the_product_where_it_is_fast() -> None:
+    """Two sums in two orders: equal up to rounding, and which was taken is seen in the bits."""
+    raw = stored_rows("Q4_1", 160, 1024, seed=14)
+    x = torch.randn(linear.MANY, 1024, generator=torch.Generator().manual_seed(14))
+    few = native.native_block_linear(x[1:], raw, "Q4_1")
+    assert torch.equal(block_linear(x[1:], raw, "Q4_1"), few)
+    product = native.native_block_product(x, raw, "Q4_1")
+    assert not torch.equal(product[1:], few)
+    assert torch.equal(block_linear(x, raw, "Q4_1"), product) == native.tiles_are_fast()
+    nothing = torch.empty(3, 0, dtype=torch.uint8)  # rows without values
+    assert torch.equal(block_linear(torch.empty(2, 0), nothing, "F32"), torch.zeros(2, 3))
 
 
 COUNT_THREADS = """

@@ -18,7 +18,7 @@ from chumoku.kernels import native
 from chumoku.kernels.blocks import dequantize
 
 MANY: Final = 64
-"""Rows of x from which on PyTorch's product of dequantised pieces beats the native kernel."""
+"""Rows of x from which on a product by tiles beats the kernel that decodes into its sums."""
 
 PIECE: Final = 1 << 20
 """Values dequantised at a time, so that they are still in the cache when they are used."""
@@ -36,7 +36,7 @@ def block_linear(x: Tensor, raw: Tensor, storage: str, bias: Tensor | None = Non
 
     One call for whoever records a forward: a TorchFunctionMode sees `block_linear`. On the CPU in
     float32 a row's result does not depend on how many rows are computed together, as long as they
-    are fewer than MANY.
+    are fewer than MANY, or, where the native product serves, as long as they are not.
     InputError: shapes, dtypes or devices that do not fit.
     """
     arguments = (x, raw) if bias is None else (x, raw, bias)
@@ -78,6 +78,8 @@ def _forward(x: Tensor, raw: Tensor, storage: str, bias: Tensor | None) -> Tenso
         return functional.linear(x, dequantize_fast(raw, storage, x.dtype), bias)
     if x.dtype is torch.float32 and x.numel() < MANY * x.shape[-1]:
         return native.native_block_linear(x, raw, storage, bias)
+    if x.dtype is torch.float32 and x.shape[-1] and native.tiles_are_fast():
+        return native.native_block_product(x, raw, storage, bias)
     return _by_pieces(x, raw, storage, bias)
 
 

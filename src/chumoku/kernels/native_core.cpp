@@ -9,6 +9,7 @@
 #include "native_core.h"
 
 #include "native_formats.h"
+#include "native_product.h"
 
 namespace chumoku {
 namespace {
@@ -19,39 +20,7 @@ constexpr int GROUP = 16;   // rows decoded together for many tokens
 constexpr int PANEL = 256;  // values of a row decoded at a time: the largest block
 constexpr int TOKENS = 32;  // tokens that share one decoding of a panel
 
-// ---- decoding ---------------------------------------------------------------------------------
-
-// count: a multiple of 32 that does not end within a block, except for the plain formats.
-template <class Format>
-inline void decode_run(const uint8_t *raw, float *out, int64_t count) {
-    int64_t done = 0;
-    for (; done + Format::values <= count; done += Format::values, raw += Format::bytes)
-#pragma GCC unroll 8
-        for (int n = 0; n < Format::values / PART; n++)
-            Format::part(raw, n, [&](Lanes first, Lanes second) {
-                store(out + done + n * PART, first);
-                store(out + done + n * PART + LANES, second);
-            });
-    if (done < count) {  // only plain floats have rows of any length
-        const int64_t left = count - done;
-        uint8_t padded[Format::bytes] = {};
-        float values[Format::values];
-        memcpy(padded, raw, left * (Format::bytes / Format::values));
-        Format::part(padded, 0, [&](Lanes first, Lanes second) {
-            store(values, first);
-            store(values + LANES, second);
-        });
-        memcpy(out + done, values, left * sizeof(float));
-    }
-}
-
 // ---- the product ------------------------------------------------------------------------------
-
-template <class Format>
-inline int64_t stored_bytes(int64_t count) {
-    if (Format::bytes % Format::values == 0) return count * (Format::bytes / Format::values);
-    return count / Format::values * Format::bytes;
-}
 
 inline Lanes load_part(const float *p, int64_t count) {
     float padded[LANES] = {};
@@ -205,6 +174,10 @@ void linear(const Linear &job, int64_t first, int64_t last) {
     with_format(job.storage, [&](auto format) { linear_run<decltype(format)>(job, first, last); });
 }
 
+void product(const Linear &job, const float *packed, int64_t first, int64_t last) {
+    with_format(job.storage, [&](auto format) { product_run<decltype(format)>(job, packed, first, last); });
+}
+
 void decode(Storage storage, const uint8_t *raw, float *out, int64_t count) {
     with_format(storage, [&](auto format) { decode_run<decltype(format)>(raw, out, count); });
 }
@@ -215,6 +188,7 @@ void decode(Storage storage, const uint8_t *raw, float *out, int64_t count) {
 #define CHUMOKU_JOIN(a, b) CHUMOKU_JOIN_(a, b)
 #define CHUMOKU_TEXT_(a) #a
 #define CHUMOKU_TEXT(a) CHUMOKU_TEXT_(a)
-extern const Core CHUMOKU_JOIN(core_, CHUMOKU_CORE) = {CHUMOKU_TEXT(CHUMOKU_CORE), linear, decode};
+extern const Core CHUMOKU_JOIN(core_, CHUMOKU_CORE) = {
+    CHUMOKU_TEXT(CHUMOKU_CORE), linear, OUTER_TOKENS, CHUNK, pack, product, decode};
 
 }  // namespace chumoku

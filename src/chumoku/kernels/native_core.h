@@ -23,6 +23,12 @@ struct Core {
     const char *name;
     // The outputs first..last-1 of every token.
     void (*linear)(const Linear &job, int64_t first, int64_t last);
+    // The same product by tiles, faster for many tokens: first `pack` for each tile of `tile` tokens
+    // (the last may be short), into packed[tiles * tile * inputs], then `product` for each chunk of
+    // `chunk` outputs.
+    int tile, chunk;
+    void (*pack)(const Linear &job, float *packed, int64_t first, int64_t last);
+    void (*product)(const Linear &job, const float *packed, int64_t first, int64_t last);
     // count values, a whole number of blocks, as float32.
     void (*decode)(Storage storage, const uint8_t *raw, float *out, int64_t count);
 };

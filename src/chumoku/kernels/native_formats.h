@@ -206,5 +206,37 @@ struct FormatQ6_K {
     }
 };
 
+// ---- runs -------------------------------------------------------------------------------------
+
+// count: a multiple of 32 that does not end within a block, except for the plain formats.
+template <class Format>
+inline void decode_run(const uint8_t *raw, float *out, int64_t count) {
+    int64_t done = 0;
+    for (; done + Format::values <= count; done += Format::values, raw += Format::bytes)
+#pragma GCC unroll 8
+        for (int n = 0; n < Format::values / PART; n++)
+            Format::part(raw, n, [&](Lanes first, Lanes second) {
+                store(out + done + n * PART, first);
+                store(out + done + n * PART + LANES, second);
+            });
+    if (done < count) {  // only plain floats have rows of any length
+        const int64_t left = count - done;
+        uint8_t padded[Format::bytes] = {};
+        float values[Format::values];
+        memcpy(padded, raw, left * (Format::bytes / Format::values));
+        Format::part(padded, 0, [&](Lanes first, Lanes second) {
+            store(values, first);
+            store(values + LANES, second);
+        });
+        memcpy(out + done, values, left * sizeof(float));
+    }
+}
+
+template <class Format>
+inline int64_t stored_bytes(int64_t count) {
+    if (Format::bytes % Format::values == 0) return count * (Format::bytes / Format::values);
+    return count / Format::values * Format::bytes;
+}
+
 }  // namespace
 }  // namespace chumoku

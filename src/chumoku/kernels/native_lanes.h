@@ -51,6 +51,7 @@ inline void sum_four(const Lanes *a, float *out) {
     _mm_storeu_ps(out, _mm512_castps512_ps128(_mm512_permutexvar_ps(places, one)));
 }
 constexpr int TILE_ROWS = 4, TILE_TOKENS = 4;
+constexpr int OUTER_ROWS = 12, OUTER_LANES = 2;
 
 #elif defined(__AVX2__)
 
@@ -99,10 +100,22 @@ inline void sum_four(const Lanes *a, float *out) {
     _mm_storeu_ps(out, _mm_add_ps(even, odd));
 }
 constexpr int TILE_ROWS = 2, TILE_TOKENS = 2;
+constexpr int OUTER_ROWS = 6, OUTER_LANES = 1;
 
 #endif
 
 #if defined(__AVX2__)
+
+// to[j][i] = from[i][j] for four by four values; strides in values.
+inline void turn_four(const float *from, int64_t from_stride, float *to, int64_t to_stride) {
+    __m128 a = _mm_loadu_ps(from), b = _mm_loadu_ps(from + from_stride);
+    __m128 c = _mm_loadu_ps(from + 2 * from_stride), d = _mm_loadu_ps(from + 3 * from_stride);
+    _MM_TRANSPOSE4_PS(a, b, c, d);
+    _mm_storeu_ps(to, a);
+    _mm_storeu_ps(to + to_stride, b);
+    _mm_storeu_ps(to + 2 * to_stride, c);
+    _mm_storeu_ps(to + 3 * to_stride, d);
+}
 
 using Bytes = __m128i;
 inline Bytes load_bytes(const uint8_t *p) { return _mm_loadu_si128((const __m128i *)p); }
@@ -205,6 +218,12 @@ inline void sum_four(const Lanes *rows, float *out) {
     }
 }
 constexpr int TILE_ROWS = 1, TILE_TOKENS = 1;
+constexpr int OUTER_ROWS = 4, OUTER_LANES = 1;
+
+inline void turn_four(const float *from, int64_t from_stride, float *to, int64_t to_stride) {
+    for (int i = 0; i < 4; i++)
+        for (int j = 0; j < 4; j++) to[j * to_stride + i] = from[i * from_stride + j];
+}
 
 inline Bytes load_bytes(const uint8_t *p) {
     return each_byte([&](int i) { return p[i]; });
