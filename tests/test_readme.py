@@ -51,7 +51,10 @@ def needed(line: str) -> str | None:
     return table[verb].source if verb in table and "--model" not in rest else None
 
 
+TRAINING = [line for line in command_lines() if words_of(line)[0] in ("train", "finetune")]
+TRAINING += [line for line in command_lines() if line.startswith("chumoku tokenizer train")]
 REAL = [line for line in command_lines() if needed(line) in PACKAGED | {None}]
+REAL = [line for line in REAL if line not in TRAINING]
 HUB = [line for line in command_lines() if needed(line) not in PACKAGED | {None}]
 
 
@@ -84,6 +87,25 @@ def test_the_line_runs_on_a_tiny_model(
     assert main([verb, *rest, "--model", str(tiny)]) == 0
     assert capsys.readouterr().out.strip()
     print(f"{line}: needs {needed(line)} from the hub, was run on a tiny {TINY[verb]} model")
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("line", TRAINING)
+def test_the_line_trains(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a folder with the files that it names, and a few steps only."""
+    rows = [f"{text} {n},{label}" for n in range(20) for text, label in PAIRS]
+    for name in ("train.csv", "dev.csv"):
+        Path(name).write_text("\n".join(["本文,ラベル", *rows]), "utf-8")
+    Path("texts.txt").write_text("\n".join(rows), "utf-8")
+    Path("recipes").symlink_to(ROOT / "recipes")
+    few = [] if "tokenizer" in line else ["--training.steps=2", "--device", "cpu"]
+    assert main([*words_of(line), *few]) == 0
+    assert capsys.readouterr().out.strip()
+    folder = Path(words_of(line)[words_of(line).index("--output") + 1])
+    assert (folder / ("vocab.txt" if "tokenizer" in line else "model.safetensors")).is_file()
+
+
+PAIRS = (("a lovely film", "good"), ("a dull film", "bad"), ("この映画は良い", "good"))
 
 
 @pytest.mark.real

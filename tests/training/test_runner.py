@@ -1,0 +1,233 @@
+"""From a recipe, or a few words, to a model in a folder that the verbs can use."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import chumoku
+from chumoku.cli import main
+from chumoku.errors import ChumokuError, ConfigError, InputError, TrainingError
+from chumoku.training.finetune import Wish, recipe_of, run_seeds
+from chumoku.training.progress import read_log
+from chumoku.training.recipe import Recipe, build
+from chumoku.training.runner import KINDS, Outcome, train
+
+WORDS = {"good": ["fine", "lovely", "great"], "bad": ["poor", "awful", "dull"]}
+
+
+def sentences(count: int, seed: int) -> list[dict[str, str]]:
+    dice = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        label = dice.choice([*WORDS])
+        noise = [dice.choice(["film", "plot", "the", "a", "is", "was"]) for _ in range(3)]
+        words = [*noise, dice.choice(WORDS[label])]
+        dice.shuffle(words)
+        rows.append({"本文": " ".join(words), "ラベル": label})
+    return rows
+
+
+def csv_of(rows: list[dict[str, str]], path: Path, encoding: str = "utf-8") -> Path:
+    lines = [",".join(rows[0]), *(",".join(row.values()) for row in rows)]
+    path.write_text("\n".join(lines) + "\n", encoding=encoding)
+    return path
+
+
+def table(folder: Path) -> dict[str, Any]:
+    """A recipe that learns the planted words with a BERT of one block from nothing."""
+    return {
+        "about": {"title": "words"},
+        "model": {
+            "config": {
+                "model_type": "bert",
+                "hidden_size": 32,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "intermediate_size": 32,
+                "max_position_embeddings": 32,
+                "hidden_dropout_prob": 0.0,
+                "attention_probs_dropout_prob": 0.0,
+                "initializer_range": 0.2,
+            }
+        },
+        "tokenizer": {"kind": "wordpiece", "vocab_size": 120, "min_frequency": 1},
+        "data": {
+            "train": str(csv_of(sentences(160, 1), folder / "train.csv", "cp932")),
+            "test": str(csv_of(sentences(60, 2), folder / "test.csv")),
+            "columns": {"text": "本文", "label": "ラベル"},
+            "holdout": 0.2,
+        },
+        "task": {"kind": "classification"},
+        "training": {
+            "steps": 80,
+            "evaluate_every": 20,
+            "batching": {"batch_size": 16},
+            "optimiser": {"learning_rate": 1e-2},
+        },
+    }
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Recipe]:
+    folder = tmp_path_factory.mktemp("words")
+    recipe = build(Recipe, table(folder), "test")
+    return train(recipe, folder / "out", device="cpu"), recipe
+
+
+def test_a_recipe_makes_a_model_that_the_verbs_can_use(done: tuple[Outcome, Recipe]) -> None:
+    outcome, _ = done
+    assert outcome.test["accuracy"] > 0.9
+    loaded = chumoku.load(outcome.folder)
+    assert loaded.config.labels == ("bad", "good")
+    (found,) = [chumoku.classify("the film is lovely", loaded)]
+    assert found[0]["label"] == "good"  # type: ignore[index]
+    raw = json.loads((outcome.folder / "config.json").read_text())
+    assert raw["id2label"] == {"0": "bad", "1": "good"}
+
+
+def test_what_lies_beside_the_model(done: tuple[Outcome, Recipe]) -> None:
+    outcome, recipe = done
+    run = outcome.folder / "run"
+    kinds = [entry["kind"] for entry in read_log(run / "log.jsonl")]
+    assert kinds.count("step") == 80
+    assert (run / "curve.svg").read_text().startswith("<?xml")
+    result = json.loads((run / "result.json").read_text())
+    assert result["test"]["accuracy"] == outcome.test["accuracy"]
+    from chumoku.training.recipe import read_recipe
+
+    assert read_recipe(run / "recipe.toml") == recipe
+
+
+def test_the_same_call_again_trains_no_further(done: tuple[Outcome, Recipe]) -> None:
+    outcome, recipe = done
+    again = train(recipe, outcome.folder, device="cpu")
+    assert again.result.steps == 80
+    assert again.test == outcome.test
+    other = replace(recipe, training=replace(recipe.training, seed=5))
+    with pytest.raises(TrainingError, match="other settings"):
+        train(other, outcome.folder, device="cpu")
+
+
+def test_transformers_reads_the_result(done: tuple[Outcome, Recipe]) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    outcome, _ = done
+    theirs = AutoModelForSequenceClassification.from_pretrained(outcome.folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(outcome.folder)
+    loaded = chumoku.load(outcome.folder)
+    assert loaded.tokenizer is not None
+    for row in sentences(20, 3):
+        ids = tokenizer(row["本文"], return_tensors="pt")
+        assert ids["input_ids"][0].tolist() == loaded.tokenizer.encode(row["本文"]).ids
+        with torch.no_grad():
+            ours = loaded.model(ids["input_ids"])
+            torch.testing.assert_close(ours, theirs(**ids).logits, atol=1e-5, rtol=1e-5)
+
+
+# ---- what can be wrong ----
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"task": {"kind": "dreaming"}}, "no objective.*masked-lm"),
+        ({"task": {"kind": "classification", "depth": 3}}, "'depth' is no option.*max_length"),
+        ({"data": {"train": "nowhere.csv"}}, "there is no 'nowhere.csv'"),
+        ({"data": {}}, "no data to train on"),
+        ({"model": {}}, "either a source or a config"),
+    ],
+)
+def test_a_recipe_that_cannot_be_run(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    recipe = build(Recipe, table(tmp_path) | change, "test")
+    with pytest.raises(ChumokuError, match=f"(?s){message}"):
+        train(recipe, tmp_path / "out", device="cpu")
+
+
+def test_a_missing_column_names_those_there_are(tmp_path: Path) -> None:
+    own = table(tmp_path)
+    own["data"]["columns"]["label"] = "答え"
+    with pytest.raises(InputError, match=r"(?s)no column '答え'.*ラベル, 本文"):
+        train(build(Recipe, own, "test"), tmp_path / "out", device="cpu")
+
+
+def test_a_label_that_the_head_has_not(tmp_path: Path) -> None:
+    own = table(tmp_path)
+    rows = [*sentences(30, 2), {"本文": "the film", "ラベル": "so-so"}]
+    own["data"]["test"] = str(csv_of(rows, tmp_path / "test.csv"))
+    with pytest.raises(InputError, match="so-so"):
+        train(build(Recipe, own, "test"), tmp_path / "out", device="cpu")
+
+
+def test_bad_rows_stop_the_run_and_are_named(tmp_path: Path) -> None:
+    own = table(tmp_path)
+    path = Path(own["data"]["train"])
+    raw = path.read_text("cp932").splitlines()
+    raw[7] = "a,b,c"
+    path.write_text("\n".join(raw), "cp932")
+    own["data"]["max_rejects"] = 0.0
+    with pytest.raises(InputError, match=r"(?s)train\.csv:8: 3 columns.*max_rejects"):
+        train(build(Recipe, own, "test"), tmp_path / "out", device="cpu")
+
+
+def test_every_objective_has_its_file() -> None:
+    from importlib import import_module
+
+    for kind in KINDS.values():
+        module = import_module(f"chumoku.training.objectives.{kind.module}")
+        assert callable(module.task)
+        assert not kind.labels or callable(module.labels_of)
+
+
+# ---- a few words ----
+
+
+def test_finetune_from_the_command_line(
+    done: tuple[Outcome, Recipe], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcome, _ = done
+    rows = csv_of(sentences(64, 5), tmp_path / "train.csv")
+    words = ["finetune", "classify", "--model", str(outcome.folder), "--train", str(rows)]
+    words += ["--output", str(tmp_path / "out"), "--text-column", "本文"]
+    words += ["--label-column", "ラベル", "--epochs", "2", "--device", "cpu", "--batch-size", "8"]
+    assert main([*words, "--training.clip=0.5"]) == 0
+    shown = capsys.readouterr().out
+    assert "clip = 0.5" in shown
+    assert f'chumoku classify "…" --model {tmp_path / "out"}' in shown
+    assert chumoku.load(tmp_path / "out").config.labels == ("bad", "good")
+    assert main([*words, "--pair-column", "x"]) == 2
+    assert "has no --pair-column" in capsys.readouterr().err
+
+
+def test_seeds_are_summed_up(done: tuple[Outcome, Recipe], tmp_path: Path) -> None:
+    outcome, recipe = done
+    values = {0: 0.9, 1: 0.7, 2: 0.4}
+
+    def run(one: Recipe, folder: Path) -> Outcome:
+        accuracy = values[one.training.seed]
+        return replace(outcome, folder=folder, test={"accuracy": accuracy, "majority": 0.5})
+
+    seeds = run_seeds(replace(recipe, training=replace(recipe.training, seed=0)), tmp_path, 3, run)
+    assert (seeds.best, seeds.failed) == (0, (2,))
+    assert seeds.mean == pytest.approx(2 / 3)
+    assert seeds.deviation == pytest.approx(0.2516611, abs=1e-6)
+    kept = json.loads((tmp_path / "seeds.json").read_text())
+    assert kept["values"] == {"0": 0.9, "1": 0.7, "2": 0.4}
+
+
+def test_a_wish_for_what_cannot_be_learnt() -> None:
+    with pytest.raises(InputError, match="cannot be learnt"):
+        recipe_of("dream", Wish("m", ("t",)))
+    with pytest.raises(ConfigError):
+        build(Recipe, {"adapter": {"kind": "prefix"}}, "test")
