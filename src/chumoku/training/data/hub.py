@@ -62,7 +62,7 @@ def read_hub(name: str, columns: Mapping[str, str]) -> Table:
         raise
     except Exception as error:  # as above
         raise SourceError(
-            f"the data set cannot be had: {' '.join(str(error).split())[:300]}",
+            f"the data set cannot be had: {' '.join(repr(error).split())[:300]}",
             where=name,
             advice="check its name and the network, or point --data to a local copy",
         ) from error

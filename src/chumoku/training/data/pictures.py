@@ -108,7 +108,7 @@ def _in_tar(path: Path, folder: str) -> Iterator[Member]:
         stream: Any = Bounded(raw, path)
         with tarfile.open(fileobj=stream, mode="r|") as archive:
             for member in archive:
-                place = PurePosixPath(member.name)
+                place = PurePosixPath(member.name.lstrip("/"))
                 if not member.isreg() or not _is_wanted(place, folder):
                     continue
                 _check_size(member.size, path, member.name)
@@ -120,7 +120,7 @@ def _in_zip(path: Path, folder: str) -> Iterator[Member]:
     left = bound_of(path)
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
-            place = PurePosixPath(info.filename)
+            place = PurePosixPath(info.filename.lstrip("/"))
             if info.is_dir() or not _is_wanted(place, folder):
                 continue
             _check_size(info.file_size, path, info.filename)

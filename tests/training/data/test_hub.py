@@ -1,0 +1,117 @@
+"""Parquet, and data sets of the hub by name: mapped from the disk, and no socket when offline."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+datasets = pytest.importorskip("datasets")
+
+from chumoku.errors import InputError  # noqa: E402
+from chumoku.training.data import decoding  # noqa: E402
+from chumoku.training.data.rows import read_rows  # noqa: E402
+
+ROWS = {"本文": ["猫", "犬", None, "鳥"], "label": [0, 1, 1, 0], "text": ["x"] * 4}
+
+
+@pytest.fixture
+def parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "a.parquet"
+    datasets.Dataset.from_dict(ROWS).to_parquet(path)
+    return str(path)
+
+
+def test_parquet_is_mapped(parquet: str) -> None:
+    table = read_rows(parquet)
+    assert [dict(row) for row in table.rows] == [
+        {"本文": text, "label": label, "text": "x"}
+        for text, label in zip(ROWS["本文"], ROWS["label"], strict=True)
+    ]
+    assert table.rows.cache_files
+    assert len(read_rows(parquet, limit=3).rows) == 3
+    assert len(read_rows([parquet, parquet]).rows) == 8
+
+
+def test_columns_of_parquet(parquet: str) -> None:
+    table = read_rows(parquet, columns={"text": "本文"}, max_rejects=0.25)
+    assert [dict(row) for row in table.rows] == [
+        {"text": "猫", "label": 0},
+        {"text": "犬", "label": 1},
+        {"text": "鳥", "label": 0},
+    ]
+    assert [str(reject) for reject in table.rejects] == [f"{parquet}:3: no value in column '本文'"]
+    with pytest.raises(InputError, match="1 of 4 rows are bad"):
+        read_rows(parquet, columns={"text": "本文"})
+    with pytest.raises(InputError, match="there is no column 'body'") as caught:
+        read_rows(parquet, columns={"text": "body"})
+    assert "label, text, 本文" in caught.value.advice
+
+
+def test_damaged_parquet(parquet: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = Path(parquet).read_bytes()
+    for broken in (b"", raw[:-9], b"PAR1" * 9, raw[:200] + bytes(200) + raw[400:], raw[:4]):
+        Path(parquet).write_bytes(broken)
+        with pytest.raises(InputError, match="cannot be read as Parquet"):
+            read_rows(parquet)
+    Path(parquet).write_bytes(raw)
+    monkeypatch.setattr(decoding, "MOST_BOUND", 10)
+    with pytest.raises(InputError, match="the file grows to"):
+        read_rows(parquet)
+
+
+OFFLINE = """
+import json, socket, sys
+
+def refuse(*args, **kwargs):
+    raise AssertionError("a socket was opened")
+
+socket.socket.connect = socket.getaddrinfo = refuse
+from chumoku.errors import SourceError
+from chumoku.training.data.rows import read_rows
+
+for name in sys.argv[1:]:
+    try:
+        table = read_rows(name)
+        print(json.dumps([dict(row) for row in table.rows]))
+    except SourceError as error:
+        print(json.dumps(str(error)))
+"""
+
+
+def test_offline_the_cache_is_read_and_no_socket_opened(tmp_path: Path) -> None:
+    """A data set as the datasets library keeps it, under HF_HOME."""
+    folder = tmp_path / "datasets" / "org___pets" / "default" / "0.0.0" / ("a" * 40)
+    data = datasets.Dataset.from_dict({"text": ["cat", "dog"]})
+    data.save_to_disk(tmp_path / "saved")
+    arrow = next((tmp_path / "saved").glob("*.arrow"))
+    folder.mkdir(parents=True)
+    arrow.rename(folder / "pets-train.arrow")
+    info = {
+        "builder_name": "parquet",
+        "dataset_name": "pets",
+        "config_name": "default",
+        "version": {"version_str": "0.0.0", "major": 0, "minor": 0, "patch": 0},
+        "features": {"text": {"dtype": "string", "_type": "Value"}},
+        "splits": {"train": {"name": "train", "num_bytes": 10, "num_examples": 2}},
+    }
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    environment.pop("HF_DATASETS_CACHE", None)
+    done = subprocess.run(
+        [sys.executable, "-c", OFFLINE, "hf:org/pets:train", "hf:org/unknown", "hf:pets"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found, unknown, bare = map(json.loads, done.stdout.splitlines())
+    assert found == [{"text": "cat"}, {"text": "dog"}]
+    assert "hf:org/unknown" in unknown
+    assert "the data set cannot be had" in bare

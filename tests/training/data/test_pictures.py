@@ -1,0 +1,183 @@
+"""Pictures by class: folders, tar and zip, IDX, digits; damage is named, nothing is written."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import struct
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from chumoku.errors import InputError
+from chumoku.images import ImagePreparation
+from chumoku.training.data import decoding, pictures
+from chumoku.training.data.rows import read_rows
+
+
+def picture(seed: int, kind: str = "PNG") -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, kind)
+    return stream.getvalue()
+
+
+FILES = {
+    "train/dog/b.png": picture(1),
+    "train/cat/a.jpg": picture(2, "JPEG"),
+    "test/dog/c.png": picture(3),
+}
+OTHERS = {"train/README.txt": b"no picture", "train/cat/.listing": b""}
+
+
+def packed(kind: str, path: Path, files: dict[str, bytes]) -> Path:
+    if kind == "folder":
+        for name, content in files.items():
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            (path / name).write_bytes(content)
+        return path
+    path = path / f"a.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in files.items():
+                archive.writestr(name, content)
+        return path
+    with tarfile.open(path, "w:gz" if kind != "tar" else "w") as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "tar.gz", "tgz", "zip"])
+def test_pictures_by_class(kind: str, tmp_path: Path) -> None:
+    path = packed(kind, tmp_path, FILES | OTHERS)
+    inside = f"{path}/train" if kind == "folder" else f"{path}:train"
+    before = sorted(tmp_path.rglob("*"))
+    table = read_rows(inside)
+    assert [(row["label"], row["file"]) for row in table.rows] == [
+        ("cat", "cat/a.jpg"),
+        ("dog", "dog/b.png"),
+    ]
+    pixels = ImagePreparation(size=8)([row["image"] for row in table.rows])
+    own = ImagePreparation(size=8)([FILES["train/cat/a.jpg"], FILES["train/dog/b.png"]])
+    assert bool((pixels == own).all())
+    assert [row["label"] for row in read_rows(path).rows] == ["dog", "cat", "dog"]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "zip"])
+def test_a_damaged_picture_is_rejected(kind: str, tmp_path: Path) -> None:
+    bad = {"cat/cut.png": picture(4)[:80], "cat/no.jpg": b"<html>", "cat/empty.png": b""}
+    path = packed(kind, tmp_path, bad | {"cat/good.png": picture(5), "top.png": picture(6)})
+    table = read_rows(path, max_rejects=1.0)
+    assert [row["file"] for row in table.rows] == ["cat/good.png"]
+    named = {reject.file.removeprefix(f"{path}/"): reject.reason for reject in table.rejects}
+    assert set(named) == {*bad, "top.png"}
+    assert named["top.png"] == "the picture lies in no folder of a class"
+    assert "no image that can be read" in named["cat/no.jpg"]
+    with pytest.raises(InputError, match="4 of 5 rows are bad"):
+        read_rows(path)
+
+
+def test_a_picture_of_too_many_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 63)
+    path = packed("zip", tmp_path, {"x/a.png": picture(0)})
+    with pytest.raises(InputError, match=r"more (pixels )?than is allowed"):
+        read_rows(path)
+
+
+def test_members_that_lie_outside_or_are_no_files(tmp_path: Path) -> None:
+    """Names that lead out of the folder are only names, as nothing is unpacked."""
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as archive:
+        for name in ("../../etc/x.png", "/abs/y.png", "cat/z.png"):
+            info = tarfile.TarInfo(name)
+            info.size = len(picture(1))
+            archive.addfile(info, io.BytesIO(picture(1)))
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE):
+            info = tarfile.TarInfo("cat/link.png")
+            info.type, info.linkname = kind, "/etc/passwd"
+            archive.addfile(info)
+    before = sorted(tmp_path.parent.rglob("*"))
+    labels = sorted(row["label"] for row in read_rows(path).rows)
+    assert labels == ["abs", "cat", "etc"]
+    assert sorted(tmp_path.parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize("kind", ["tar", "tar.gz", "zip"])
+def test_a_damaged_archive(kind: str, tmp_path: Path) -> None:
+    path = packed(kind, tmp_path, FILES)
+    raw = path.read_bytes()
+    for broken in (raw[:100], b"", b"no archive" * 99, raw[: len(raw) // 3]):
+        path.write_bytes(broken)
+        with pytest.raises(InputError, match=r"the archive (is|cannot)|no pictures"):
+            read_rows(path)
+
+
+@pytest.mark.parametrize("kind", ["tar.gz", "zip"])
+def test_a_bomb(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "LEAST_BOUND", 1 << 16)
+    path = packed(kind, tmp_path, {"x/a.png": bytes(5_000_000), "x/b.png": picture(1)})
+    with pytest.raises(InputError, match="grows"):
+        read_rows(path)
+    monkeypatch.setattr(decoding, "LEAST_BOUND", 1 << 26)
+    monkeypatch.setattr(pictures, "MOST_BYTES", 1 << 20)
+    with pytest.raises(InputError, match="too many for a picture"):
+        read_rows(path)
+
+
+def test_a_zip_that_lies_about_a_size(tmp_path: Path) -> None:
+    path = packed("zip", tmp_path, {"x/a.png": bytes(100_000)})
+    raw = path.read_bytes()
+    path.write_bytes(raw.replace(struct.pack("<I", 100_000), struct.pack("<I", 1000)))
+    with pytest.raises(InputError, match=r"damaged|rows are bad"):
+        read_rows(path)
+
+
+def test_nothing_to_see(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no pictures in folders of classes"):
+        read_rows(tmp_path)
+    with pytest.raises(InputError, match="there is no such f"):
+        read_rows(tmp_path / "b.tar")
+    with pytest.raises(InputError, match="there is no such folder"):
+        read_rows(tmp_path / "b", format="images")
+
+
+def idx(array: np.ndarray) -> bytes:
+    sizes = struct.pack(f">{array.ndim}I", *array.shape)
+    return bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes()
+
+
+def test_idx(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (5, 3, 4), dtype=np.uint8)
+    labels = np.array([3, 1, 4, 1, 5], dtype=np.uint8)
+    (tmp_path / "p.gz").write_bytes(gzip.compress(idx(pixels)))
+    (tmp_path / "l").write_bytes(idx(labels))
+    names = [str(tmp_path / "p.gz"), str(tmp_path / "l")]
+    table = read_rows(names, format="idx")
+    assert [row["label"] for row in table.rows] == ["3", "1", "4", "1", "5"]
+    assert all((row["image"] == own).all() for row, own in zip(table.rows, pixels, strict=True))
+    with pytest.raises(InputError, match=r"pixels of \[5\] and labels of \[5, 3, 4\]"):
+        read_rows(names[::-1], format="idx")
+    with pytest.raises(InputError, match="pairs of files"):
+        read_rows(names[:1], format="idx")
+    no_bytes = b"\0\0\x0d\1" + bytes(8)
+    for broken in (b"", idx(labels)[:-1], idx(labels) + b"x", no_bytes, b"\0\0\x08\xff"):
+        (tmp_path / "l").write_bytes(broken)
+        with pytest.raises(InputError, match=r"no IDX file|values where there should be"):
+            read_rows(names, format="idx")
+
+
+def test_digits() -> None:
+    train, test = (read_rows(f"sklearn:digits:{part}") for part in ("train", "test"))
+    assert (len(train.rows), len(test.rows)) == (1437, 360)
+    assert {row["label"] for row in train.rows} == set("0123456789")
+    assert max(row["image"].max() for row in train.rows) == 255
+    with pytest.raises(InputError, match="neither train nor test"):
+        read_rows("sklearn:digits:dev")
