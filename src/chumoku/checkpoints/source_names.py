@@ -137,6 +137,8 @@ def parse_source(text: str | Path) -> Source:
     text = text.strip()
     if text.startswith("hf:"):
         return _parse_hub(text.removeprefix("hf:"), text)
+    if text.startswith("tiny:"):
+        return _tiny(text.removeprefix("tiny:"), text)
     if text.startswith("pypi:"):
         return _parse_package(text.removeprefix("pypi:"), text)
     if text.startswith("tiny:"):
@@ -173,6 +175,24 @@ EXPECTED = (
 
 def _looks_like_path(text: str) -> bool:
     return text.startswith((".", "/", "~", "\\")) or re.match(r"[A-Za-z]:[\\/]", text) is not None
+
+
+TINY = Path(__file__).parent.parent / "tiny"
+"""The toy models that come with the package, a folder each."""
+
+
+def tiny_models() -> list[str]:
+    """Their names."""
+    return sorted(path.parent.name for path in TINY.glob("*/config.json"))
+
+
+def _tiny(name: str, text: str) -> PathSource:
+    if name not in tiny_models():
+        raise SourceError(
+            f"no toy model of this name comes with chumoku: {text!r}",
+            advice=", ".join(f"tiny:{known}" for known in tiny_models()),
+        )
+    return PathSource(TINY / name)
 
 
 def _parse_hub(name: str, text: str) -> HubSource:

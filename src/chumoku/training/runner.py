@@ -198,6 +198,8 @@ def prepare(
     if hasattr(module, "described"):  # what the config says of the labels
         problem = module.problem_of(rows["train"], labels, options.get("problem", "auto"))
         loaded = module.described(loaded, problem)
+    if hasattr(module, "preparation_of") and loaded.images is None:
+        loaded = replace(loaded, images=module.preparation_of(loaded))
     loaded, trained = _changed(recipe, loaded)
     seed = recipe.training.seed
     task = _task(module, loaded, rows["train"], rows.get("evaluation"), options, seed)

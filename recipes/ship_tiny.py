@@ -1,0 +1,67 @@
+"""Put a trained toy model into the package: weights as float16, and a card of how it was made.
+
+    python recipes/ship_tiny.py RUN_FOLDER NAME RECIPE
+
+The card's figures are read from the run's result.json; at most 2 MB are written.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from chumoku.checkpoints.source_names import TINY
+from chumoku.loading import load
+from chumoku.saving import save
+from chumoku.text.load import TOKENIZER_FILES
+from chumoku.training.recipe import read_recipe
+
+LIMIT = 2_000_000
+
+
+def card(name: str, recipe_file: Path, run: Path, parameters: int) -> str:
+    recipe = read_recipe(recipe_file)
+    result = json.loads((run / "run" / "result.json").read_text())
+    rows = [
+        f"| {kind} {metric} | {value:.4f} |"
+        for kind in ("evaluation", "test")
+        for metric, value in result[kind].items()
+    ]
+    return "\n".join(
+        [
+            f"# tiny:{name}, a toy",
+            "",
+            f"{recipe.about.title}. A toy to learn and test with, not for use.",
+            "",
+            f"- recipe: `{recipe_file}`, seed {recipe.training.seed}, {result['steps']} steps, "
+            f"{result['seconds']:.0f} s on one CPU core",
+            f"- data: {recipe.about.licence}",
+            f"- {parameters:,} parameters, stored as float16",
+            "",
+            "| measured, float32, before rounding | |",
+            "|---|---|",
+            *rows,
+            "",
+        ]
+    )
+
+
+def main(run: Path, name: str, recipe: Path) -> int:
+    loaded = load(run, dtype="float32")
+    target = TINY / name
+    shutil.rmtree(target, ignore_errors=True)
+    save(loaded, target, dtype="float16")
+    for file in TOKENIZER_FILES:
+        if (run / file).is_file():
+            shutil.copyfile(run / file, target / file)
+    parameters = sum(p.numel() for p in loaded.model.parameters())
+    (target / "README.md").write_text(card(name, recipe, run, parameters), encoding="utf-8")
+    size = sum(path.stat().st_size for path in target.iterdir())
+    print(f"{target.name}: {size:,} bytes, {parameters:,} parameters")
+    return 0 if size <= LIMIT else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])))
