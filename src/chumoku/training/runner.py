@@ -46,12 +46,14 @@ Rows = Sequence[Mapping[str, Any]]
 @dataclass(frozen=True)
 class Kind:
     """An objective. module: its file in objectives/. head: what the model needs. labels: the rows
-    have labels, whose names become the head's. column: only this column of the rows is passed on.
+    have labels, whose names become the head's. described: the objective adds to the config what the
+    labels mean. column: only this column of the rows is passed on.
     """
 
     module: str
     head: str
     labels: bool = False
+    described: bool = False
     column: str | None = None
 
 
@@ -63,11 +65,13 @@ KINDS: Final = {
     "seq2seq": Kind("seq2seq", "conditional-generation"),
     "chat": Kind("chat", "causal-lm"),
     "symbols": Kind("symbols", "masked-lm"),
-    "classification": Kind("classification", "classification", labels=True),
+    "classification": Kind("classification", "classification", labels=True, described=True),
     "token-classification": Kind("token_classification", "token-classification", labels=True),
     "question-answering": Kind("question_answering", "question-answering"),
     "multiple-choice": Kind("multiple_choice", "multiple-choice"),
-    "image-classification": Kind("image_classification", "image-classification", labels=True),
+    "image-classification": Kind(
+        "image_classification", "image-classification", labels=True, described=True
+    ),
     "sentence-embedding": Kind("sentence_embedding", "encoder"),
     "distillation": Kind("distillation", ""),
 }
@@ -195,11 +199,9 @@ def prepare(
     )
     randomness.seed_all(recipe.training.seed)
     loaded = _model(recipe, kind, labels, files, device)
-    if hasattr(module, "described"):  # what the config says of the labels
+    if kind.described:
         problem = module.problem_of(rows["train"], labels, options.get("problem", "auto"))
         loaded = module.described(loaded, problem)
-    if hasattr(module, "preparation_of") and loaded.images is None:
-        loaded = replace(loaded, images=module.preparation_of(loaded))
     loaded, trained = _changed(recipe, loaded)
     seed = recipe.training.seed
     task = _task(module, loaded, rows["train"], rows.get("evaluation"), options, seed)
