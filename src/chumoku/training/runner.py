@@ -396,7 +396,7 @@ def _set_dropout(model: nn.Module, rate: float) -> None:
         if isinstance(module, nn.Dropout):
             module.p = rate
         elif isinstance(getattr(module, "dropout", None), float):  # Attention draws by itself
-            module.dropout = rate
+            setattr(module, "dropout", rate)  # noqa: B010 - a plain float, not a submodule
 
 
 def _add_adapter(recipe: Recipe, model: nn.Module) -> None:
