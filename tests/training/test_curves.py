@@ -84,18 +84,10 @@ def test_a_run_as_svg_has_its_words_and_is_the_same_each_time(tmp_path: Path) ->
     for word in ("loss", "training", "evaluation", "accuracy", "learning rate", "step"):
         assert word in seen, word
     assert "dc:date" not in one.read_text()
-    draw_curve(write_log(tmp_path / "other", shift=0.5), other)
-    assert other.read_bytes() != one.read_bytes()
     draw_curve(log, other, metric="f1")
     assert "f1" in words(other)
     assert "accuracy" not in words(other)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "a.svg",
-        "b.svg",
-        "c.svg",
-        "log.jsonl",
-        "other",
-    ]
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
 def test_the_drawn_evaluations_are_the_logged_ones(tmp_path: Path) -> None:

@@ -309,7 +309,7 @@ def entities(predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[str]]) 
                 raise InputError(
                     f"{tag!r:.40} is no entity tag", advice="Use O, B-TYPE, I-TYPE, E-TYPE, S-TYPE."
                 )
-    judge = _library("seqeval.metrics")
+    judge = _library("seqeval.metrics.sequence_labeling")
     precision, recall, f1, _ = judge.precision_recall_fscore_support(
         [list(tags) for tags in gold],
         [list(tags) for tags in predicted],
