@@ -201,7 +201,7 @@ class Split:
     def __init__(self, batches: Any, parts: int) -> None:
         self.batches, self.parts = batches, parts
         self.left: list[Picked] = []
-        self.state = batches.state
+        self.state, self.restore = batches.state, batches.restore
 
     def __next__(self) -> Picked:
         if not self.left:
@@ -219,11 +219,9 @@ def run(
     """Losses, norms and metrics, and the model at the end."""
     model, report = scenario.model(), Curve(stop=stop)
     settings = scenario.settings
-    split = scenario.split and world.size == 1
-    if split:
-        settings = replace(settings, accumulate=2 * settings.accumulate)
     made = Run(model, task or scenario.task(), settings, folder, report, world=world)
-    if split:
+    if scenario.split and world.size == 1:
+        made.settings = replace(settings, accumulate=2 * settings.accumulate)
         made.batches = Split(made.batches, 2)  # type: ignore[assignment]
     with contextlib.suppress(StopIteration):
         made.train()

@@ -72,8 +72,8 @@ def _check_environment() -> None:
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if rank >= size:
         raise ConfigError(
-            f"process {rank} of {size} cannot be: they are counted from 0",
-            where="RANK",
+            f"there is no process {rank} of {size}: they are counted from 0",
+            where="RANK, WORLD_SIZE",
             advice="start the processes with torchrun, which sets it",
         )
 

@@ -138,7 +138,8 @@ def _pieces(entry: Any, folder: Path) -> list[tuple[str, int, int]]:
         sizes = all(type(n) is int and n >= 0 for n in shape)
         known = dim is None or (type(dim) is int and 0 <= dim < len(shape))
         found = [(place, begin, end) for place, begin, end in pieces]
-        fit = all(Path(place).name == place for place, _, _ in found) and all(
+        names = {place for place, _, _ in found if Path(place).name == place}
+        fit = len(names) == len(found) and all(
             type(begin) is int and type(end) is int and 0 <= begin <= end for _, begin, end in found
         )
     except (KeyError, TypeError, ValueError):
