@@ -26,7 +26,12 @@ def read_jsonl(text: str) -> Found:
     """An object a line. Rejected: a key that comes twice, NaN, infinities, what is no object."""
     for number, line in lines_of(text):
         if line.strip():
-            yield number, too_long(line) or _record(_parsed(line))
+            yield number, too_long(line) or object_of(line)
+
+
+def object_of(line: str) -> Record | str:
+    """A line's object, or why it is none."""
+    return _record(_parsed(line))
 
 
 def read_json(text: str) -> Found:

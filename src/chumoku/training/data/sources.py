@@ -1,0 +1,212 @@
+"""Where the rows of a stream come from: any iterator, the datasets library, files of lines."""
+
+from __future__ import annotations
+
+import copy
+import gzip
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import IO, Any, Final, Protocol
+
+from chumoku.errors import CheckpointError, InputError
+from chumoku.training.data.batching import count_in
+from chumoku.training.data.decoding import damage
+from chumoku.training.data.formats import MAX_LINE, Record, too_long
+from chumoku.training.data.json_rows import object_of
+from chumoku.training.data.tables import Reject, check_rejects
+
+
+class Source(Protocol):
+    """The rows of one epoch after another. `state` is JSON."""
+
+    def start(self, epoch: int) -> None:
+        """Go to the first row of an epoch."""
+        ...
+
+    def __next__(self) -> Any:
+        """A row; StopIteration at the end of the epoch."""
+        ...
+
+    def state(self) -> dict[str, Any]: ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on behind the last row that had been given when `state` was taken."""
+        ...
+
+
+class Reopened:
+    """Any rows that can be opened at a number: open(epoch, row) -> an iterator from there on."""
+
+    def __init__(self, open: Callable[[int, int], Iterator[Any]]) -> None:
+        self.open = open
+        self.start(0)
+
+    def start(self, epoch: int) -> None:
+        self._epoch, self._row = epoch, 0
+        self._rows = self.open(epoch, 0)
+
+    def __next__(self) -> Any:
+        row = next(self._rows)
+        self._row += 1
+        return row
+
+    def state(self) -> dict[str, Any]:
+        return {"epoch": self._epoch, "row": self._row}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._epoch, self._row = count_in(state, "epoch"), count_in(state, "row")
+        self._rows = self.open(self._epoch, self._row)
+
+
+class HubRows:
+    """An IterableDataset of the datasets library (`streaming=True`), by its own state_dict.
+
+    Do not shuffle it: its shuffling keeps a buffer that no state holds. Windows are shuffled here.
+    """
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+        self._rows: Iterator[Any]
+        self._loaded: dict[str, Any] | None
+        self._start: dict[str, Any] = data.state_dict()
+        self.start(0)
+
+    def start(self, epoch: int) -> None:
+        self.restore({"data": self._start})
+
+    def __next__(self) -> Any:
+        row = next(self._rows)
+        self._loaded = None
+        return row
+
+    def state(self) -> dict[str, Any]:
+        # Until a row is read, the library still says where it stood before it was put back.
+        return {"data": self._loaded or self.data.state_dict()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        try:
+            self._loaded = copy.deepcopy(state["data"])
+            self.data.load_state_dict(copy.deepcopy(state["data"]))  # which it may change
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{dict(state)!r} is no place in the data") from error
+        self._rows = iter(self.data)
+
+
+LINE_READERS: Final[Mapping[str, Callable[[str], Record | str]]] = {
+    "text": lambda line: {"text": line},
+    "jsonl": object_of,
+}
+JUDGED_FROM: Final = 1000
+"""Rows after which the share of bad ones is held against its limit."""
+
+
+class LineRows:
+    """Lines of files of any size, in UTF-8, also .gz: format "text" or "jsonl".
+
+    Rows that cannot be used are in `rejects`; InputError is raised where they are more than
+    max_rejects of all, after a thousand rows and at the end of an epoch. A state is the place in
+    bytes, so resuming does not read what came before it (but unpacks it again, in a .gz).
+    """
+
+    def __init__(self, names: Sequence[str], format: str, max_rejects: float = 0.01) -> None:
+        self._stream: IO[bytes] | gzip.GzipFile | None = None
+        if format not in LINE_READERS:
+            known = ", ".join(LINE_READERS)
+            raise InputError(f"{format!r} cannot be read as a stream", advice=f"one of {known}")
+        if not names:
+            raise InputError("no file is named")
+        self.names, self.format, self.max_rejects = list(names), format, max_rejects
+        self.rejects: list[Reject] = []
+        self._bytes = sum(map(_size, self.names))
+        self.start(0)
+
+    def start(self, epoch: int) -> None:
+        self._close()
+        self.rejects.clear()
+        self._file = self._line = self._offset = self._rows = self._bad = 0
+
+    def __next__(self) -> Record:
+        while True:
+            line = self._next_line()
+            if not line.strip():
+                continue
+            text = line.decode("utf-8", "surrogateescape")
+            fault = too_long(text) or damage(text, "utf-8")
+            found = fault or LINE_READERS[self.format](text)
+            self._rows += 1
+            if not isinstance(found, str):
+                return found
+            self._bad += 1
+            self.rejects.append(Reject(self.names[self._file], self._line, found))
+            if self._rows >= JUDGED_FROM:
+                self._judge()
+
+    def _next_line(self) -> bytes:
+        """The next line of all files, without its end. Of one that is too long, its beginning."""
+        while self._file < len(self.names):
+            if self._stream is None:
+                self._stream = self._opened(self.names[self._file])
+            try:
+                line = self._stream.readline(MAX_LINE * 4 + 1)
+                rest = line
+                while rest and not rest.endswith(b"\n"):
+                    rest = self._stream.readline(MAX_LINE)
+            except (OSError, EOFError) as error:
+                place = f"{self.names[self._file]}:{self._line + 1}"
+                raise InputError(f"the file cannot be read on: {error}", where=place) from error
+            if line:
+                self._line += 1
+                self._offset = self._stream.tell()
+                first = self._line == 1 and line.startswith(b"\xef\xbb\xbf")
+                return (line[3:] if first else line).removesuffix(b"\n").removesuffix(b"\r")
+            self._close()
+            self._file, self._line, self._offset = self._file + 1, 0, 0
+        self._judge()
+        raise StopIteration
+
+    def _opened(self, name: str) -> IO[bytes] | gzip.GzipFile:
+        try:
+            stream: IO[bytes] | gzip.GzipFile
+            stream = gzip.GzipFile(name) if name.endswith(".gz") else open(name, "rb")  # noqa: SIM115
+            stream.seek(self._offset)
+        except (OSError, EOFError) as error:
+            raise InputError(f"the file cannot be read: {error}", where=name) from error
+        return stream
+
+    def _close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+        self._stream = None
+
+    def __del__(self) -> None:
+        self._close()
+
+    def _judge(self) -> None:
+        if self._bad > self.max_rejects * self._rows:
+            check_rejects(self.rejects, self._rows - self._bad, self.max_rejects)
+            raise InputError(f"{self._bad} of {self._rows} rows are bad", where=self.names[0])
+
+    def state(self) -> dict[str, Any]:
+        names = ("file", "line", "offset", "rows", "bad", "bytes")
+        return {name: getattr(self, f"_{name}") for name in names}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        names = ("file", "line", "offset", "rows", "bad")
+        values = [count_in(state, name) for name in names]
+        if values[0] > len(self.names):
+            raise CheckpointError(f"there is no file number {values[0]} in the data")
+        if count_in(state, "bytes") != self._bytes:
+            raise CheckpointError(
+                f"the run was on {state['bytes']} bytes of text, now there are {self._bytes}",
+                where=self.names[0],
+                advice="go on with the data of the run, or start a new one",
+            )
+        self._close()
+        self._file, self._line, self._offset, self._rows, self._bad = values
+
+
+def _size(name: str) -> int:
+    try:
+        return os.stat(name).st_size
+    except OSError as error:
+        raise InputError(f"the file cannot be read: {error}", where=name) from error
