@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,18 @@ if TYPE_CHECKING:
     from chumoku.training.recipe import Recipe
     from chumoku.training.runner import Outcome
 
+
+@dataclass(frozen=True)
+class How:
+    """Where a run happens, and what it writes besides."""
+
+    device: str
+    threads: int | None
+    data: tuple[Path, ...] = ()
+    strategy: str = "ddp"
+    tensorboard: bool = False
+
+
 Overrides = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]
 
 
@@ -26,6 +39,7 @@ def run(
     data: Annotated[list[Path] | None, Parameter(negative="")] = None,
     device: str = "auto",
     threads: int | None = None,
+    strategy: str = "ddp",
     tensorboard: Flag = False,
     dry_run: Flag = False,
 ) -> None:
@@ -38,15 +52,20 @@ def run(
         data: a folder in which the recipe's data files are looked for (may be repeated).
         device: auto (cuda, then mps, then cpu), cpu, cuda, mps.
         threads: CPU threads; by default PyTorch's choice.
+        strategy: under torchrun: ddp (whole copies) or fsdp (each process holds a part).
         tensorboard: write OUTPUT/run/tensorboard too.
         dry_run: print the resolved recipe and stop.
     """
-    from chumoku.training.recipe import read_recipe
+    from chumoku.training.recipe import read_recipe, to_toml
 
     found = recipe if recipe.suffix == ".toml" else Path("recipes") / f"{recipe}.toml"
     resolved = read_recipe(found, overrides)
     folder = output or Path("runs") / found.stem
-    _run(resolved, folder, data, device, threads, dry_run, tensorboard=tensorboard)
+    if dry_run:
+        print(to_toml(resolved))
+        return
+    how = How(device, threads, tuple(data or ()), strategy, tensorboard)
+    _tell(_train(resolved, folder, how))
 
 
 def finetune(
@@ -151,55 +170,36 @@ def finetune(
     )
     recipe = override(recipe_of(what, wish), overrides)
     print(to_toml(recipe))
-    if seeds > 1 and not dry_run:
-        _run_seeds(recipe, output, seeds, device, threads)
-    else:
-        _run(recipe, output, None, device, threads, dry_run, show=False)
-    if not dry_run:
-        print("\nnow try:\n" + "\n".join(f"  {line}" for line in next_commands(what, output)))
-
-
-def _run(
-    recipe: Recipe,
-    folder: Path,
-    data: list[Path] | None,
-    device: str,
-    threads: int | None,
-    dry_run: bool,
-    show: bool = True,
-    tensorboard: bool = False,
-) -> None:
-    from chumoku.training.recipe import to_toml
-
     if dry_run:
-        if show:
-            print(to_toml(recipe))
         return
-    outcome = _train(recipe, folder, data or [], device, threads, tensorboard)
-    _tell(outcome)
+    if seeds > 1:
+        _run_seeds(recipe, output, seeds, How(device, threads))
+    else:
+        _tell(_train(recipe, output, How(device, threads)))
+    print("\nnow try:\n" + "\n".join(f"  {line}" for line in next_commands(what, output)))
 
 
-def _train(
-    recipe: Recipe,
-    folder: Path,
-    data: list[Path],
-    device: str,
-    threads: int | None,
-    tensorboard: bool = False,
-) -> Outcome:
+def _train(recipe: Recipe, folder: Path, how: How) -> Outcome:
     import torch
 
     from chumoku.training.loop import StoppedError
     from chumoku.training.progress import TensorBoard
     from chumoku.training.runner import train
 
-    if threads is not None:
-        if threads < 1:
-            raise InputError(f"--threads must be at least 1, it is {threads}")
-        torch.set_num_threads(threads)
+    if how.threads is not None:
+        if how.threads < 1:
+            raise InputError(f"--threads must be at least 1, it is {how.threads}")
+        torch.set_num_threads(how.threads)
+    more = [TensorBoard(folder / "run" / "tensorboard")] if how.tensorboard else []
     try:
-        more = [TensorBoard(folder / "run" / "tensorboard")] if tensorboard else []
-        return train(recipe, folder, places=data, device=device, reports=more)
+        return train(
+            recipe,
+            folder,
+            places=how.data,
+            device=how.device,
+            strategy=how.strategy,
+            reports=more,
+        )
     except StoppedError as error:
         print(f"{error}", file=sys.stderr)
         raise SystemExit(error.code) from None
@@ -216,11 +216,11 @@ def _tell(outcome: Outcome) -> None:
     print(f"the model lies in {outcome.folder}; log, curve and recipe in {outcome.folder / 'run'}")
 
 
-def _run_seeds(recipe: Recipe, folder: Path, count: int, device: str, threads: int | None) -> None:
+def _run_seeds(recipe: Recipe, folder: Path, count: int, how: How) -> None:
     from chumoku.training.finetune import run_seeds
 
     def one(recipe: Recipe, place: Path) -> Outcome:
-        outcome = _train(recipe, place, [], device, threads)
+        outcome = _train(recipe, place, how)
         _tell(outcome)
         return outcome
 

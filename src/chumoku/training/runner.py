@@ -111,16 +111,22 @@ def train(
     *,
     places: Sequence[Path] = (),
     device: str = "auto",
+    strategy: str = "ddp",
     reports: Iterable[Report] = (),
 ) -> Outcome:
     """Run a recipe, or go on with it. places: where relative data files are looked for.
 
+    strategy: ddp or fsdp, under torchrun.
     Raises every typed error of its parts; what was saved before stays.
     """
     run_folder = folder / "run"
     run_folder.mkdir(parents=True, exist_ok=True)
-    world, place = world_of(pick_device(device))
+    world, place = world_of(pick_device(device), strategy)
+    if world.rank > 0:
+        world.wait()  # the first process may have a tokenizer to train
     prepared = prepare(recipe, run_folder, places, place)
+    if world.rank == 0:
+        world.wait()
     model = prepared.loaded.model
     report = run_reports(
         run_folder,
@@ -146,6 +152,8 @@ def train(
             world=world,
         )
         result = run.train()
+        model = world.whole(model)
+        prepared = replace(prepared, loaded=replace(prepared.loaded, model=model))
         test = _tested(prepared, model)
         if world.rank == 0:
             _write(recipe, prepared, folder, result, test)
