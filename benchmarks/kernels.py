@@ -18,7 +18,7 @@ from torch import Tensor
 
 from chumoku.kernels import native
 from chumoku.kernels.blocks import STORAGE, row_bytes
-from chumoku.kernels.linear import dequantize_fast
+from chumoku.kernels.linear import block_linear, dequantize_fast
 
 SHAPES = ((192, 576), (576, 576), (1536, 576), (576, 1536), (49152, 576))
 SCALES_AT = {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,)}
@@ -52,7 +52,7 @@ def measure(storage: str, rows: int, values: int, tokens: int) -> str:
     values -= values % STORAGE[storage][0]
     raw = stored_weight(storage, rows, values)
     x, weight = torch.randn(tokens, values), dequantize_fast(raw, storage)
-    kernel = best_seconds(lambda: native.native_block_linear(x, raw, storage))
+    kernel = best_seconds(lambda: block_linear(x, raw, storage))
     floats = best_seconds(lambda: F.linear(x, weight))
     both = best_seconds(lambda: F.linear(x, dequantize_fast(raw, storage)))
     rate = rows * row_bytes(storage, values) / kernel / 1e9
