@@ -494,7 +494,7 @@ def _write(
 
 def _write_adapter(recipe: Recipe, loaded: Loaded, folder: Path) -> None:
     """PEFT's files in `folder/adapter`; the model itself is then saved merged."""
-    from chumoku.adapters.apply import merge
+    from chumoku.adapters.apply import fuse
     from chumoku.adapters.peft_files import save_adapter
 
     save_adapter(
@@ -506,7 +506,7 @@ def _write_adapter(recipe: Recipe, loaded: Loaded, folder: Path) -> None:
         "default",
         str(recipe.model.source),
     )
-    merge(loaded.model)
+    fuse(loaded.model)
 
 
 __all__ = ["KINDS", "Outcome", "prepare", "read_data", "train"]
