@@ -136,6 +136,37 @@ def test_transformers_reads_the_result(done: tuple[Outcome, Recipe]) -> None:
             torch.testing.assert_close(ours, theirs(**ids).logits, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_an_adapter_is_written_for_peft_and_fused_into_the_model(
+    done: tuple[Outcome, Recipe], tmp_path: Path, kind: str
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification
+
+    outcome, _ = done
+    own = table(tmp_path)
+    changes = {
+        "model": {"source": str(outcome.folder)},
+        "tokenizer": {},
+        "adapter": {"kind": kind, "rank": 4},
+        "training": own["training"] | {"steps": 10},
+    }
+    adapted = train(build(Recipe, own | changes, "test"), tmp_path / "out", device="cpu")
+    result = json.loads((tmp_path / "out" / "run" / "result.json").read_text())
+    assert result["trained_share"] < 0.5
+    base = AutoModelForSequenceClassification.from_pretrained(outcome.folder)
+    theirs = PeftModel.from_pretrained(base, tmp_path / "out" / "adapter").eval()
+    loaded = chumoku.load(adapted.folder)
+    assert loaded.tokenizer is not None
+    ids = torch.tensor([loaded.tokenizer.encode("the film is lovely").ids])
+    with torch.no_grad():
+        fused, apart = loaded.model(ids), theirs(input_ids=ids).logits
+        before = chumoku.load(outcome.folder).model(ids)
+    torch.testing.assert_close(fused, apart, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(fused, before, atol=1e-3)
+
+
 # ---- what can be wrong ----
 
 
