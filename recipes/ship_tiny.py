@@ -48,6 +48,17 @@ def card(name: str, recipe_file: Path, run: Path, parameters: int) -> str:
     )
 
 
+def slim(target_model: Path) -> None:
+    """Drop a target's character map, 240 kB that only encoding would use; targets are decoded."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    model = sentencepiece_model_pb2.ModelProto()
+    model.ParseFromString(target_model.read_bytes())
+    model.normalizer_spec.precompiled_charsmap = b""
+    model.normalizer_spec.name = "identity"
+    target_model.write_bytes(model.SerializeToString())
+
+
 def main(run: Path, name: str, recipe: Path) -> int:
     loaded = load(run, dtype="float32")
     target = TINY / name
@@ -56,6 +67,8 @@ def main(run: Path, name: str, recipe: Path) -> int:
     for file in TOKENIZER_FILES:
         if (run / file).is_file():
             shutil.copyfile(run / file, target / file)
+    if (target / "target.spm").is_file():
+        slim(target / "target.spm")
     parameters = sum(p.numel() for p in loaded.model.parameters())
     (target / "README.md").write_text(card(name, recipe, run, parameters), encoding="utf-8")
     size = sum(path.stat().st_size for path in target.iterdir())

@@ -40,7 +40,9 @@ class About:
 class ModelSection:
     """Where the weights come from: a source, or a config for a new model.
 
-    source: as for chumoku.load (`--model`). config: a config.json as a table; vocab_size and the
+    source: as for chumoku.load (`--model`). student_of: a teacher's source, whose half of the blocks
+    (or those of `layers`) the new model is made of; student_type: another architecture for it
+    (distilbert of a bert). config: a config.json as a table; vocab_size and the
     like are taken from the tokenizer where they are absent. head: default: what the task needs.
     tokenizer: a source whose tokenizer is used; default: the source's own. dtype: as for load
     ("stored" keeps a quantised base in its blocks). keep_head: the source's own head is kept (it
@@ -51,6 +53,9 @@ class ModelSection:
     """
 
     source: str | None = None
+    student_of: str | None = None
+    student_type: str | None = None
+    layers: tuple[int, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     head: str | None = None
     tokenizer: str | None = None

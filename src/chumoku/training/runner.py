@@ -36,6 +36,7 @@ from chumoku.training.data.rows import Table, read_rows
 from chumoku.training.distributed import leave, world_of
 from chumoku.training.flops import Shape
 from chumoku.training.loop import Result, Run
+from chumoku.training.objectives.students import student_from
 from chumoku.training.progress import Report, run_reports
 from chumoku.training.recipe import DataSection, Recipe, build, to_toml
 from chumoku.training.task import Task
@@ -342,9 +343,14 @@ def _model(
 ) -> Loaded:
     section = recipe.model
     head = section.head or kind.head
-    if (section.source is None) == (not section.config):
-        raise ConfigError("name either a source or a config", where="[model]")
-    if section.source is not None:
+    if [bool(section.source), bool(section.config), bool(section.student_of)].count(True) != 1:
+        raise ConfigError("name either a source or a config (or student_of)", where="[model]")
+    if section.student_of is not None:
+        teacher = load(section.student_of, head=head or None, device=str(device))
+        student_type, layers = section.student_type, section.layers or None
+        loaded = student_from(teacher, layers, model_type=student_type)
+        loaded.model.to(device)
+    elif section.source is not None:
         loaded = load(
             section.source,
             head=head or None,
