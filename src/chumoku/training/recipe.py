@@ -40,16 +40,15 @@ class About:
 class ModelSection:
     """Where the weights come from: a source, or a config for a new model.
 
-    source: as for chumoku.load (`--model`). student_of: a teacher's source, whose half of the blocks
+    source: as for chumoku.load (`--model`). student_of: a teacher's source, half of whose blocks
     (or those of `layers`) the new model is made of; student_type: another architecture for it
-    (distilbert of a bert). config: a config.json as a table; vocab_size and the
-    like are taken from the tokenizer where they are absent. head: default: what the task needs.
-    tokenizer: a source whose tokenizer is used; default: the source's own. dtype: as for load
-    ("stored" keeps a quantised base in its blocks). keep_head: the source's own head is kept (it
-    must fit); else a head that is missing or has other labels is made anew. freeze: patterns of
-    parameter names that are not trained. freeze_blocks: the embeddings and so many lowest blocks.
-    reinitialise: so many top blocks (and the pooler) are drawn anew. mixout: its probability.
-    dropout: put in the place of the config's, where it is given.
+    (distilbert of a bert). config: a config.json as a table; what the tokenizer says (vocab_size)
+    may be absent. head: default: what the task needs. tokenizer: a source whose tokenizer is used;
+    default: the source's own. dtype: as for load ("stored" keeps a quantised base in its blocks).
+    keep_head: the source's own head is kept (it must fit); else one that is missing is made anew.
+    freeze: patterns of parameter names that are not trained. freeze_blocks: the embeddings and so
+    many lowest blocks. reinitialise: so many top blocks (and the pooler) are drawn anew. mixout:
+    its probability. dropout: put in the place of the config's, where it is given.
     """
 
     source: str | None = None
