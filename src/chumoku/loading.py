@@ -18,6 +18,7 @@ from chumoku.devices import check_dtype, check_memory, pick_device
 from chumoku.errors import CheckpointError
 from chumoku.image_settings import load_images_config
 from chumoku.images import ImagePreparation
+from chumoku.kernels.memory import keep_freed_memory
 from chumoku.models import architecture
 from chumoku.models.config_keys import write_labels
 from chumoku.text import gguf_tokenizer, load_tokenizer
@@ -89,6 +90,7 @@ def load(
     Raises SourceError, CheckpointError, ConfigError, TokenizerError, DeviceError, ResourceError.
     """
     place = pick_device(device)
+    keep_freed_memory()
     check_dtype(dtype)
     resolved = resolve(os.fspath(source), revision=revision, offline=offline, progress=progress)
     published = read_published(resolved.path)
@@ -128,6 +130,7 @@ def create(config: Any, head: str, seed: int = 0) -> Loaded:
         config = architecture(str(raw.get("model_type"))).read_config(raw)
     name = type(config).__module__.rsplit(".", 1)[-1]
     model_type = str(getattr(config, "model_type", name))
+    keep_freed_memory()
     arch = architecture(model_type)
     with torch.random.fork_rng(devices=()):  # a new model is drawn on the CPU
         torch.default_generator.manual_seed(seed)
