@@ -42,7 +42,7 @@ BOTH = LoRASettings(rank=4, targets=("attention.query", "attention.value", "feed
 
 
 @pytest.mark.parametrize(("kind", "head"), CASES)
-@torch.no_grad()  # with a gradient, PyTorch's attention takes another kernel where nothing is frozen
+@torch.no_grad()  # with gradients, attention takes another kernel where its bias is not frozen
 def test_nothing_changes_at_the_start(kind: str, head: str) -> None:
     for settings, name in zip(KINDS, NAMES, strict=True):
         model = made(kind, head)

@@ -25,11 +25,12 @@ RAW: dict[str, dict[str, Any]] = {
     | {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64, "vocab_size": 40}
     | {"max_position_embeddings": 16},
     "gpt2": _LABELS
-    | {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 16, "vocab_size": 40},
-    "llama": _SIZES | _LABELS | {"num_key_value_heads": 1},
+    | {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 16, "vocab_size": 40}
+    | {"pad_token_id": 0},
+    "llama": _SIZES | _LABELS | {"num_key_value_heads": 1, "pad_token_id": 0},
     "t5": _LABELS
     | {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2}
-    | {"vocab_size": 40},
+    | {"vocab_size": 40, "decoder_start_token_id": 0},
     "marian": {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "vocab_size": 40}
     | {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
     | {"encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": 16}

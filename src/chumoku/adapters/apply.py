@@ -240,34 +240,40 @@ def check_table(
 
 
 def _also_trained(model: nn.Module, modules: Iterable[str]) -> list[str]:
-    """Parameters of the head and the named modules, without those shared with other modules.
-
-    Raises InputError for a module that is not there, or is stored in blocks.
-    """
+    """Parameters of the head and the named modules. Raises InputError as `add_adapter`."""
     there = dict(model.named_modules())
-    shared = sharers(model)
     found: list[str] = []
     for wanted in dict.fromkeys((HEAD, *modules)):
-        if wanted not in there:
-            if wanted == HEAD:
-                continue
+        if wanted not in there and wanted != HEAD:
             names = [name for name, _ in model.named_children() if name != REGISTRY]
             raise InputError(
                 "no module has this name", where=wanted, advice=f"there are {', '.join(names)}"
             )
-        for name, parameter in there[wanted].named_parameters(prefix=wanted):
-            outside = [n for n, _ in shared[id(parameter)] if not f"{n}.".startswith(f"{wanted}.")]
-            if outside:
-                continue
+        for name, parameter in own_parameters(model, wanted).items():
             if not parameter.is_floating_point():
                 raise InputError(
                     "is stored in blocks, which cannot be trained",
                     where=name,
                     advice="quantise the model without its head, or keep it in floats",
                 )
-            if name not in found:
-                found.append(name)
-    return found
+            found.append(name)
+    return list(dict.fromkeys(found))
+
+
+def own_parameters(model: nn.Module, module: str) -> dict[str, nn.Parameter]:
+    """The parameters of a module that no module outside of it shares; none where it is not there.
+
+    A head's output matrix that is tied to the embeddings is not the head's own.
+    """
+    shared = sharers(model)
+    there = dict(model.named_modules()).get(module)
+    found = {} if there is None else dict(there.named_parameters(prefix=module))
+    within = f"{module}."
+    return {
+        name: parameter
+        for name, parameter in found.items()
+        if all(f"{owner}.".startswith(within) for owner, _ in shared[id(parameter)])
+    }
 
 
 def _biases(
