@@ -13,20 +13,9 @@ from adapters.tiny import CASES, bits, made, run, stir
 from parity.harness import difference
 from torch import nn
 
-from chumoku.adapters.apply import (
-    adapted_layers,
-    add_adapter,
-    counts,
-    fuse,
-    is_merged,
-    merge,
-    remove,
-    set_active,
-    trainable,
-    trainable_fraction,
-    unmerge,
-)
+from chumoku.adapters.apply import add_adapter, fuse, merge, remove, set_active, trainable, unmerge
 from chumoku.adapters.layers import LoRALinear, LoRASettings
+from chumoku.adapters.registry import adapted_layers, counts, is_merged, trainable_fraction
 from chumoku.errors import ConfigError, InputError
 
 KINDS = [

@@ -14,18 +14,11 @@ from adapters.tiny import bits, run, stir
 from parity.harness import difference
 from safetensors.torch import load_file, save_file
 
-from chumoku.adapters.apply import (
-    adapted_layers,
-    adapters_of,
-    add_adapter,
-    merge,
-    remove,
-    set_active,
-    unmerge,
-)
+from chumoku.adapters.apply import add_adapter, merge, remove, set_active, unmerge
 from chumoku.adapters.layers import LoRASettings
 from chumoku.adapters.peft_files import load_adapter, save_adapter
 from chumoku.adapters.peft_names import backwards, ends
+from chumoku.adapters.registry import adapted_layers, adapters_of
 from chumoku.errors import CheckpointError, ChumokuError, ConfigError, InputError
 
 LIMIT = 1e-5

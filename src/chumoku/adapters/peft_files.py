@@ -23,16 +23,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from chumoku.adapters.apply import (
-    HEAD,
-    adapted_layers,
-    adapters_of,
-    attach,
-    own_parameters,
-    owned_values,
-    targeted,
-    trainable,
-)
+from chumoku.adapters.apply import attach, trainable
 from chumoku.adapters.layers import (
     LoRAEmbedding,
     LoRALinear,
@@ -43,6 +34,14 @@ from chumoku.adapters.layers import (
 from chumoku.adapters.peft_config import PeftConfig, read_peft_config, write_peft_config
 from chumoku.adapters.peft_names import Published, ends, published_names, whole_modules
 from chumoku.adapters.peft_reading import PREFIX, WEIGHTS, Numbers, read_adapter
+from chumoku.adapters.registry import (
+    HEAD,
+    adapted_layers,
+    adapters_of,
+    own_parameters,
+    owned_values,
+    targeted,
+)
 from chumoku.checkpoints import assign
 from chumoku.checkpoints.folder import inside, read_json
 from chumoku.checkpoints.ranges import atomic_file

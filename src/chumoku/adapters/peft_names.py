@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from chumoku.adapters.apply import REGISTRY
+from chumoku.adapters.registry import REGISTRY
 from chumoku.errors import CheckpointError
 from chumoku.models import architecture
 from chumoku.models.names import NameTable, Rule

@@ -14,10 +14,10 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from chumoku.adapters.apply import check_table, sharers
 from chumoku.adapters.layers import Part, adapted, is_adaptable
 from chumoku.adapters.peft_config import PeftConfig
 from chumoku.adapters.peft_names import Published
+from chumoku.adapters.registry import check_table, sharers
 from chumoku.checkpoints import assign
 from chumoku.checkpoints.folder import inside
 from chumoku.checkpoints.lazy import LazyTensor
