@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 import torch
 from parity.harness import randomise
 from torch import Tensor, nn
@@ -46,6 +47,19 @@ CASES = [
     if not (kind == "roberta" and head in ("pre-training", "next-sentence"))
     and not (kind == "vit" and head == "distilled-classification")
 ]
+
+SOME = {
+    *(("bert", "classification"), ("bert", "masked-lm"), ("roberta", "classification")),
+    *(("distilbert", "question-answering"), ("gpt2", "causal-lm"), ("llama", "classification")),
+    *(("t5", "conditional-generation"), ("marian", "conditional-generation")),
+    *(("vit", "image-classification"), ("deit", "distilled-classification")),
+}
+"""Those that are tested every day where the others are left to the slow tests."""
+
+
+def everyday(cases: list[Any], keep: Callable[[Any], bool]) -> list[Any]:
+    """Cases for parametrize, slow unless kept."""
+    return [case if keep(case) else pytest.param(*case, marks=pytest.mark.slow) for case in cases]
 
 
 def made(kind: str, head: str, seed: int = 0, **more: Any) -> nn.Module:

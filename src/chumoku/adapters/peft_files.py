@@ -232,7 +232,7 @@ def load_adapter(
     """Put an adapter from PEFT's files into the model and make it the active one.
 
     config, head, model_type: of the model. What the file trains is marked as `trainable` marks it;
-    a head that the file does not hold stays the model's, and is saved with the adapter from now on.
+    a head of which the file holds nothing stays the model's, and is saved with the adapter.
     A pickle (adapter_model.bin) is read in a limited child process. Returns the settings that say
     the same. Raises ConfigError or CheckpointError where the file is not understood or belongs to
     another model, InputError where the name is taken; the model is then as it was.
@@ -248,13 +248,18 @@ def load_adapter(
         magnitude = None if n.magnitude_O is None else n.magnitude_O.to(device, dtype)
         layer.put(name, n.part, n.A_RD.to(device, dtype), n.B_OR.to(device, dtype), magnitude)
 
-    head_names = [n for n, p in own_parameters(model, HEAD).items() if p.is_floating_point()]
-    attach(model, settings, name, layers, dict.fromkeys((*owned, *head_names)), fill)
+    kept = [] if any(at.startswith(f"{HEAD}.") for at in layers) else _head(model)
+    attach(model, settings, name, layers, dict.fromkeys((*owned, *kept)), fill)
     with torch.no_grad():
         for ours, value in owned.items():
             model.get_parameter(ours).copy_(value)
     trainable(model)
     return settings
+
+
+def _head(model: nn.Module) -> list[str]:
+    """The head's own parameters; those stored in blocks stay the base's."""
+    return [n for n, p in own_parameters(model, HEAD).items() if p.is_floating_point()]
 
 
 def _settings(
