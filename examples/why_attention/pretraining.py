@@ -50,16 +50,15 @@ class Settings:
 
     sizes: tuple[Size, ...] = (
         Size(100, 30, 5),
-        Size(300, 40, 5),
-        Size(1_000, 70, 3),
-        Size(0, 220, 1),
+        Size(300, 35, 5),
+        Size(1_000, 63, 2),
+        Size(0, 433, 1),
     )
     tested: int = 400
     batch: int = 16
     length: int = 48
-    dtype: str = "bfloat16"
-    pretrained_rate: float = 1e-4
-    scratch_rate: float = 3e-4
+    pretrained_rate: float = 2e-4
+    scratch_rate: float = 1e-4
     source: str = "all-minilm-l6-v2"
 
 
@@ -103,7 +102,6 @@ def accuracy(
         save_every=0,
         evaluate_every=0,
         keep_best=False,
-        dtype=settings.dtype,
         batching=Batching(settings.batch),
         optimiser=OptimiserSettings(learning_rate=rate),
         schedule=ScheduleSettings("linear", warmup_fraction=0.1),

@@ -1,12 +1,14 @@
 """Claims 3 and 4: translating English into Japanese, and with the source's words shuffled.
 
-    OMP_NUM_THREADS=1 python examples/why_attention/translation.py [../shared/data/small_parallel_enja]
+    OMP_NUM_THREADS=1 python examples/why_attention/translation.py [FOLDER]
+
+FOLDER: small_parallel_enja, whose words are cut already; by default the one beside the project.
 
 An LSTM with attention, a Transformer, and the Transformer without positions in its encoder, all of
-about the same number of parameters, learn from the same pairs (whose words are cut already). The
-first two have the same processor time: each gets as many updates as fit, by its own speed in a few
-first ones; the third gets as many updates as the second. Judged are the greedy translations of the
-test set, by sacrebleu's corpus BLEU over the given words.
+about the same number of parameters, learn from the same pairs. The first two have the same
+processor time: each gets as many updates as fit, by its own speed in a few first ones; the third
+gets as many updates as the second. Judged are the greedy translations of the test set, by
+sacrebleu's corpus BLEU over the given words.
 """
 
 from __future__ import annotations
