@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import math
 import os
+import time
+import uuid
 from datetime import timedelta
 from typing import Final
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from chumoku.errors import ConfigError
 from chumoku.training.replicas import TIMEOUT, Replicas, first_line
@@ -104,8 +108,10 @@ def _patience() -> timedelta:
 
 def _join(backend: str, patience: timedelta) -> None:
     try:
-        dist.init_process_group(backend, timeout=patience)
-    except (RuntimeError, ValueError) as error:
+        store, rank, size = next(iter(rendezvous("env://", timeout=patience)))
+        fresh = PrefixStore(_meet(store, rank, size, patience), store)
+        dist.init_process_group(backend, store=fresh, rank=rank, world_size=size, timeout=patience)
+    except (RuntimeError, ValueError, TimeoutError) as error:
         raise ConfigError(
             f"the processes do not find each other: {first_line(error)}",
             where=f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}",
@@ -113,3 +119,29 @@ def _join(backend: str, patience: timedelta) -> None:
             "is open on the first; GLOO_SOCKET_IFNAME (NCCL_SOCKET_IFNAME) names the network "
             f"device to use; {TIMEOUT} sets after how many seconds the search ends",
         ) from error
+
+
+def _meet(store: Store, rank: int, size: int, patience: timedelta) -> str:
+    """A name that the processes alive now have in common, and none before them had.
+
+    torchrun keeps its store when it starts processes again (pytorch issue 135712), and what it says
+    of the number of restarts differs between machines; so addresses of the dead are found there
+    under the usual names. The first process answers each of the others under a name that only that
+    one can have asked for.
+    """
+    token = uuid.uuid4().hex
+    if rank > 0:
+        store.set(f"asked/{rank}", token)
+        token = str(store.get(f"answered/{token}").decode())  # waits, at most the store's patience
+        store.set(f"met/{token}/{rank}", "")
+        return token
+    missing = set(range(1, size))
+    deadline = time.monotonic() + patience.total_seconds()
+    while missing := {peer for peer in missing if not store.check([f"met/{token}/{peer}"])}:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no sign of process {min(missing)} of {size}")
+        for peer in missing:
+            if store.check([f"asked/{peer}"]):  # perhaps by a dead one, which costs nothing
+                store.set(f"answered/{store.get(f'asked/{peer}').decode()}", token)
+        time.sleep(0.02)
+    return token
