@@ -32,7 +32,8 @@ from chumoku.devices import FLOATS
 from chumoku.errors import CheckpointError, ResourceError, TrainingError
 from chumoku.training import randomness, snapshots
 from chumoku.training.averaging import EMA
-from chumoku.training.data.batching import Batches, Picked
+from chumoku.training.data.batching import Picked
+from chumoku.training.data.streaming import batches_of
 from chumoku.training.optimisers import (
     MasterWeights,
     load_state_tensors,
@@ -135,7 +136,7 @@ class Run:
         self.world: World = Alone() if world is None else world
         self.identity = {"training": asdict(settings), **(identity or {})}
         randomness.seed_all(settings.seed + self.world.rank)
-        self.batches = Batches(
+        self.batches = batches_of(
             task.examples, settings.batching, settings.seed, self.world.rank, self.world.size
         )
         self.epoch_steps = max(1, math.ceil(self.batches.batches_per_epoch / settings.accumulate))

@@ -9,6 +9,7 @@ curve, the snapshots and the result. The same call goes on where it was broken o
 from __future__ import annotations
 
 import dataclasses
+import glob
 import importlib
 import inspect
 import json
@@ -57,6 +58,9 @@ class Kind:
     described: bool = False
     column: str | None = None
 
+
+ENDS: Final = (".tar", ".tar.gz", ".zip")
+"""Archives of which a folder may be named: `pictures.tar:train`."""
 
 KINDS: Final = {
     "masked-lm": Kind("masked_lm", "masked-lm", column="text"),
@@ -269,12 +273,11 @@ def _located(source: str, places: Sequence[Path]) -> str | None:
     """A source as it can be opened; None where no such file is found."""
     if source.startswith(("hf:", "sklearn:")):
         return source
-    name, _, inside = source.partition(".tar:")
-    name = f"{name}.tar" if inside else name
     for place in (*places, Path()):
-        path = place / name
-        if path.exists():
-            return f"{path}:{inside}" if inside else str(path)
+        path = str(place / source)
+        name = next((path.partition(f"{end}:")[0] + end for end in ENDS if f"{end}:" in path), path)
+        if Path(name).exists() or glob.glob(path):
+            return path
     return None
 
 
