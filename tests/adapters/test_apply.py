@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from adapters.tiny import CASES, SOME, bits, everyday, made, run, stir
+from adapters.tiny import CASES, IDS, SOME, bits, everyday, made, run, stir
 from parity.harness import difference
 from torch import nn
 
@@ -17,6 +17,7 @@ from chumoku.adapters.apply import add_adapter, fuse, merge, remove, set_active,
 from chumoku.adapters.layers import LoRALinear, LoRASettings
 from chumoku.adapters.registry import adapted_layers, counts, is_merged, trainable_fraction
 from chumoku.errors import ConfigError, InputError
+from chumoku.layers.recorder import record, replay
 
 KINDS = [
     LoRASettings(rank=3, alpha=7.0),
@@ -380,6 +381,27 @@ def test_seeds() -> None:
     assert torch.equal(first(1), first(1))
     assert not torch.equal(first(1), first(2))
     assert first(1).abs().max() <= 32**-0.5
+
+
+# ---- other readers of the tree ----
+
+
+@pytest.mark.parametrize("settings", KINDS, ids=NAMES)
+@torch.no_grad()
+def test_recorded_and_compiled(settings: LoRASettings) -> None:
+    """The forward stays one that a recorder closes over, and that a compiler sees through."""
+    model = made("gpt2", "causal-lm")
+    add_adapter(model, settings)
+    stir(model)
+    expected = model(IDS)
+    graph = record(model, IDS)
+    replayed = replay(graph)
+    assert all(torch.equal(replayed[name], node.value) for name, node in graph.nodes.items())
+    assert not any("lora" in name and node.kind == "constant" for name, node in graph.nodes.items())
+    at = "blocks.0.attention.query.lora_A.default"
+    changed = replay(graph, {at: 2 * graph.nodes[at].value})[graph.outputs[0]]
+    assert difference(changed, graph.nodes[graph.outputs[0]].value) > 1e-3
+    assert torch.equal(torch.compile(model, fullgraph=True, backend="eager")(IDS), expected)
 
 
 # ---- refusals ----

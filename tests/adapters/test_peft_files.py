@@ -14,12 +14,14 @@ from adapters.tiny import bits, everyday, run, stir
 from parity.harness import difference
 from safetensors.torch import load_file, save_file
 
-from chumoku.adapters.apply import add_adapter, merge, remove, set_active, unmerge
+from chumoku.adapters.apply import add_adapter, fuse, merge, remove, set_active, unmerge
 from chumoku.adapters.layers import LoRASettings
 from chumoku.adapters.peft_files import load_adapter, save_adapter
 from chumoku.adapters.peft_names import backwards, ends
 from chumoku.adapters.registry import adapted_layers, adapters_of
 from chumoku.errors import CheckpointError, ChumokuError, ConfigError, InputError
+from chumoku.loading import load
+from chumoku.saving import save
 
 LIMIT = 1e-5
 BIG = 1e-3
@@ -444,3 +446,27 @@ def test_the_shortest_ends() -> None:
     assert ends(["a.0.q"], every) == ["0.q"]
     assert ends(["a.0.out.dense", "a.1.out.dense"], every) == ["out.dense"]
     assert ends(["a.0.in.dense", "a.0.out.dense"], every) == ["0.in.dense", "0.out.dense"]
+
+
+def test_a_fused_model_is_saved_as_any_other(tmp_path: Path) -> None:
+    """Adapter and whole model of one training, as the runner writes them."""
+    both = pair("bert", "classification", tmp_path / "base")
+    loaded = load(str(tmp_path / "base"), dtype="float32", device="cpu")
+    model = loaded.model.eval()
+    add_adapter(model, LoRASettings(train_bias="all", also_train=("pooler",)))
+    stir(model)
+    with torch.no_grad():
+        model.head.output.bias.add_(1.0)
+    expected = run(model)
+    save_adapter(model, loaded.config, "classification", "bert", tmp_path / "adapter")
+    fuse(model)
+    save(loaded, tmp_path / "whole")
+    again = load(str(tmp_path / "whole"), dtype="float32", device="cpu").model.eval()
+    assert difference(run(again), expected) <= LIMIT
+    load_adapter(*both.model, tmp_path / "adapter")
+    assert torch.equal(run(both.ours), expected)
+    sizes = [
+        (tmp_path / f / n).stat().st_size
+        for f, n in (("adapter", "adapter_model.safetensors"), ("whole", "model.safetensors"))
+    ]
+    assert sizes[0] < sizes[1] / 2
