@@ -23,6 +23,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
+from chumoku.adapters.registry import trainable_fraction
 from chumoku.checkpoints.sources import resolve
 from chumoku.devices import FLOATS, pick_device
 from chumoku.errors import ConfigError, InputError
@@ -404,8 +405,7 @@ def _changed(recipe: Recipe, loaded: Loaded) -> tuple[Loaded, float]:
         stabilising.freeze_bottom(model, section.freeze_blocks)
     if recipe.adapter.kind != "none":
         _add_adapter(recipe, model)
-    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    return loaded, sum(n for n, wanted in sizes if wanted) / sum(n for n, _ in sizes)
+    return loaded, trainable_fraction(model)
 
 
 def _set_dropout(model: nn.Module, rate: float) -> None:
