@@ -14,7 +14,9 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+import threading
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from training.runs import Kept
 
 from chumoku.errors import ChumokuError
 from chumoku.loading import create
+from chumoku.models import transformer
 from chumoku.training import snapshots
 from chumoku.training.data.batching import Batching, Picked
 from chumoku.training.distributed import leave, world_of
@@ -53,6 +56,17 @@ T5 = {
     "dropout_rate": 0.0,
     "decoder_start_token_id": 0,
 }
+PAPER = transformer.Config(
+    vocab_size=40,
+    width=16,
+    num_encoder_blocks=2,
+    num_decoder_blocks=2,
+    encoder_heads=2,
+    decoder_heads=2,
+    encoder_feedforward_width=24,
+    decoder_feedforward_width=24,
+    dropout=0.0,
+)
 # With this eps an update depends on the gradient's size, and rounding in a gradient that is 0 (that
 # of a key's bias) is not blown up to a full step.
 ADAM = OptimiserSettings(learning_rate=3e-3, eps=1e-3)
@@ -134,24 +148,29 @@ class Scenario:
 
     settings: Settings = SETTINGS
     strategy: str = "ddp"
-    config: Mapping[str, Any] = field(default_factory=lambda: GPT2)
+    config: Any = field(default_factory=lambda: GPT2)
     examples: int = 20
     extra: bool = False
+    frozen: bool = False
     split: bool = False
     tolerance: float = 1e-5
 
+    @property
+    def head(self) -> str:
+        return "causal-lm" if self.config is GPT2 else "conditional-generation"
+
     def model(self) -> nn.Module:
-        head = "conditional-generation" if self.config is T5 else "causal-lm"
-        made = create(self.config, head, 1).model
+        made = create(self.config, self.head, 1).model
         if self.extra:
             made.extra, made.never = nn.Linear(1, 1), nn.Linear(3, 3)
         randomised(made, scale=0.2)
-        if self.extra:
+        if self.frozen:
             made.embeddings.position.weight.requires_grad_(False)
+            made.blocks[0].attention.query.requires_grad_(False)
         return made
 
     def task(self) -> Task:
-        if self.config is T5:
+        if self.head != "causal-lm":
             return turned()
         made = texts(self.examples)
         return replace(made, loss=sometimes) if self.extra else made
@@ -164,16 +183,19 @@ SCENARIOS = {
     "ddp float64": Scenario(replace(SETTINGS, dtype="float64"), tolerance=1e-11),
     "ddp accumulated": Scenario(ACCUMULATED),
     "ddp narrow": Scenario(replace(ACCUMULATED, dtype="bfloat16"), split=True),
-    "ddp unused": Scenario(ACCUMULATED, extra=True),
+    "ddp unused": Scenario(ACCUMULATED, extra=True, frozen=True),
     "ddp few rows": Scenario(replace(EVALUATED, batching=Batching(4, window=0)), examples=9),
     "fsdp": Scenario(EVALUATED, "fsdp"),
     "fsdp float64": Scenario(replace(ACCUMULATED, dtype="float64"), "fsdp", tolerance=1e-11),
     "fsdp narrow": Scenario(replace(ACCUMULATED, dtype="bfloat16"), "fsdp", split=True),
-    "fsdp few rows": Scenario(replace(ACCUMULATED, recompute=True), "fsdp", examples=9),
+    "fsdp few rows": Scenario(
+        replace(ACCUMULATED, recompute=True), "fsdp", examples=9, frozen=True
+    ),
     "fsdp adafactor": Scenario(
         replace(SETTINGS, optimiser=OptimiserSettings("adafactor", 1e-2, eps=1e-4)), "fsdp"
     ),
     "fsdp t5": Scenario(SETTINGS, "fsdp", T5),
+    "fsdp transformer": Scenario(SETTINGS, "fsdp", PAPER),
 }
 WRONG = ("mean of means", "missing division")
 SAVED = replace(EVALUATED, save_every=3)
@@ -263,9 +285,6 @@ def compare(folder: Path) -> None:
             note(f"{strategy} {name}", *found)
     note("not a number", poisoned(folder, device, world.rank))
     note("full disk", full_disk(folder, device, world.rank))
-    for strategy in worlds:
-        fresh = world_of(device, strategy)[0]
-        note(f"whole {strategy}", curve_of(folder / "whole" / strategy, fresh))
     # Last: afterwards the processes cannot talk to each other any more.
     if world.rank == 1:
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -357,12 +376,6 @@ CHANCY = replace(runs.SETTINGS, steps=30, keep_best=True)
 CALM = replace(CHANCY, ema=None, optimiser=ADAM)
 
 
-def curve_of(folder: Path, world: World) -> dict[int, str]:
-    report = Kept()
-    Run(runs.model().model, runs.task(), CHANCY, folder, report, world=world).train()
-    return report.losses
-
-
 class Recorded:
     """Batches whose examples are written down, a line a batch."""
 
@@ -382,22 +395,37 @@ class Recorded:
 
 @dataclass
 class Trapped(Kept):
-    """Sends its own process a signal after a step, but only when it is started for the first time.
+    """Sends its own process a signal: SIGNAL@RANK:STEP, or SIGNAL@RANK:STEP+SECONDS after it.
 
-    A report hears of a step before the next one: a process that stops there is missed in the next.
+    traps: one for each time that torchrun starts the processes. once: a file, which remembers that
+    one has been sprung (torchrun's count of starts is of one machine). pace: seconds a step.
     """
 
-    trap: str = ""
+    traps: list[str] = field(default_factory=list)
     rank: int = 0
+    sprung: bool = False
+    once: Path | None = None
+    pace: float = 0.0
 
     def step(self, step: Step) -> None:
         if self.rank == 0:
             super().step(step)
-        name, _, place = self.trap.partition("@")
-        rank, _, at = place.partition(":")
-        again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-        if name and not again and int(rank) == self.rank and int(at) == step.step:
-            os.kill(os.getpid(), getattr(signal, name))
+        time.sleep(self.pace)
+        attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+        if self.sprung or attempt >= len(self.traps) or (self.once and self.once.exists()):
+            return
+        name, _, place = self.traps[attempt].partition("@")
+        rank, _, place = place.partition(":")
+        at, _, later = place.partition("+")
+        if int(rank) == self.rank and step.step >= int(at):
+            self.sprung = True
+            if self.once:
+                self.once.touch()
+            number = getattr(signal, name)
+            if later:
+                threading.Timer(float(later), os.kill, (os.getpid(), number)).start()
+            else:
+                os.kill(os.getpid(), number)
 
 
 def one_run(
@@ -406,20 +434,29 @@ def one_run(
     strategy: str = "ddp",
     kind: str = "chancy",
     trap: str = "",
+    once: str = "",
+    pace: str = "0",
     world: World | None = None,
 ) -> int:
-    """trap: SIGNAL@RANK:STEP. Losses to FOLDER/losses, batches to FOLDER/batches-RANK."""
+    """trap: those of Trapped, with commas. Leaves FOLDER/losses, FOLDER/batches-RANK, weights."""
     if world is None:
         world, _ = world_of(torch.device("cpu"), strategy)
     folder.mkdir(parents=True, exist_ok=True)
-    report = Trapped(file=folder / "losses", trap=trap, rank=world.rank)
+    report = Trapped(
+        file=folder / "losses",
+        traps=trap.split(",") if trap else [],
+        rank=world.rank,
+        once=folder / "sprung" if once else None,
+        pace=float(pace),
+    )
     if kind == "chancy":
         model, task, settings = runs.model().model, runs.task(), CHANCY
     else:
         model, task, settings = Scenario().model(), texts(), CALM
     try:
         run = Run(model, task, settings, folder, report, world=world)
-        run.batches = Recorded(run.batches, folder / f"batches-{world.rank}")  # type: ignore[assignment]
+        file = folder / f"batches-{world.rank}"
+        run.batches = Recorded(run.batches, file)  # type: ignore[assignment]
         run.train()
     except StoppedError as error:
         print(error, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Two processes are one: DDP and FSDP2, deaths and restarts, other numbers of processes."""
+"""Two processes are one: DDP and FSDP2, sharded snapshots, faults, and how processes meet."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import json
 import os
 import random
 import shutil
-import socket
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,77 +17,22 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed import HashStore
 from training import processes
-from training.processes import SAVED, SAVED_NARROW, SCENARIOS, Scenario, one_run, run
-from training.test_kills import curve, disagreements
+from training.launching import free_port, pair
+from training.processes import SAVED, SAVED_NARROW, SCENARIOS, Scenario, run
 
 from chumoku.errors import CheckpointError, ConfigError
 from chumoku.training import randomness, snapshots
-from chumoku.training.distributed import leave, world_of
+from chumoku.training.distributed import _meet, leave, world_of
 from chumoku.training.shards import Assembled, Piece, merged, write_pieces
 from chumoku.training.snapshots import latest_snapshot, read_snapshot
 from chumoku.training.world import Alone
-
-HERE = Path(__file__).parent
-PROGRAM = HERE / "processes.py"
-STOPPED = {"kind": "calm"}
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
-
-
-# ---- starting processes ----
-
-
-def environment(**more: str) -> dict[str, str]:
-    """Without anything that a launcher would set."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("TORCHELASTIC", "MASTER"))}
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        kept.pop(name, None)
-    path = {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
-    return kept | path | more
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-def pair(*words: object, patience: int = 60, size: int = 2) -> list[subprocess.Popen[str]]:
-    """The program in `size` processes, without torchrun, which takes seconds to start itself."""
-    port = str(free_port())
-    started = []
-    for rank in range(size):
-        told = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
-        told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        told |= {"CHUMOKU_PEER_TIMEOUT": str(patience)}
-        started.append(
-            subprocess.Popen(
-                [sys.executable, str(PROGRAM), *map(str, words)],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                env=environment(**told),
-            )
-        )
-    return started
-
-
-def ended(started: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
-    """(exit code, stderr) of each."""
-    told = [process.communicate(timeout=300)[1] for process in started]
-    return [(process.returncode, text) for process, text in zip(started, told, strict=True)]
-
-
-def torchrun(*words: object, restarts: int = 3, patience: int = 60) -> list[str]:
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    return [
-        *(sys.executable, *launcher, f"--max-restarts={restarts}"),
-        *(str(PROGRAM), *map(str, words)),
-    ]
 
 
 # ---- all comparisons in one pair of processes ----
@@ -324,65 +268,6 @@ def test_a_silent_process_is_noticed(two: Pair) -> None:
     assert "CHUMOKU_PEER_TIMEOUT" in text
 
 
-# ---- death, signals, restarts ----
-
-
-def test_a_killed_process_is_started_again_and_the_curve_is_the_same(
-    two: Pair, tmp_path: Path
-) -> None:
-    """torchrun starts both again; every later loss equal as a hex float."""
-    words = torchrun("run", tmp_path, "trap=SIGKILL@1:10")
-    ran = subprocess.run(words, capture_output=True, text=True, timeout=300, env=environment())
-    assert ran.returncode == 0, ran.stderr
-    assert "exitcode: -9" in ran.stderr or "Signal 9" in ran.stderr
-    expected = {int(step): loss for step, loss in two.told("whole ddp").items()}
-    assert curve(tmp_path) == expected
-    assert disagreements(tmp_path) == 0
-    steps = [int(line.split()[0]) for line in (tmp_path / "losses").read_text().splitlines()]
-    assert (steps.count(8), steps.count(9)) == (1, 2)  # it went on from step 8
-
-
-def merged_batches(folder: Path, ranks: int = 2) -> list[Any]:
-    """The examples of each batch, in their order, put together from what each process had."""
-    told = [(folder / f"batches-{rank}").read_text().splitlines() for rank in range(ranks)]
-    found = []
-    for lines in zip(*told, strict=True):
-        shares = [json.loads(line) for line in lines]
-        whole: list[int] = [0] * sum(len(share[1]) for share in shares)
-        for rank, (_, indices) in enumerate(shares):
-            whole[rank::ranks] = indices
-        found.append([shares[0][0], whole])
-    return found
-
-
-def test_sigterm_saves_and_other_numbers_of_processes_go_on(tmp_path: Path) -> None:
-    """2 -> 1 -> 2: one process gets SIGTERM and both end with 143; the examples stay in order."""
-    folder, whole = tmp_path / "run", tmp_path / "whole"
-    assert one_run(whole, world=Alone(), **STOPPED) == 0
-    batches = []
-    codes = ended(pair("run", folder, "kind=calm", "trap=SIGTERM@1:10"))
-    assert [code for code, _ in codes] == [143, 143], codes
-    assert all("after step 11; everything is saved" in text for _, text in codes)
-    batches += taken(folder)
-    assert one_run(folder, world=Alone(), trap="SIGTERM@0:20", **STOPPED) == 143
-    batches += taken(folder, 1)
-    assert [code for code, _ in ended(pair("run", folder, "kind=calm", "strategy=fsdp"))] == [0, 0]
-    batches += taken(folder)
-
-    assert batches == merged_batches(whole, 1)
-    theirs, ours = curve(whole), curve(folder)
-    assert ours.keys() == theirs.keys()
-    for step, loss in theirs.items():
-        assert float.fromhex(ours[step]) == pytest.approx(float.fromhex(loss), rel=1e-5)
-
-
-def taken(folder: Path, ranks: int = 2) -> list[Any]:
-    found = merged_batches(folder, ranks)
-    for file in folder.glob("batches-*"):
-        file.unlink()
-    return found
-
-
 # ---- joining ----
 
 
@@ -456,6 +341,23 @@ def test_peers_that_never_come_are_an_error(launched: pytest.MonkeyPatch, rank: 
     for knob in (os.environ["MASTER_PORT"], "GLOO_SOCKET_IFNAME", "CHUMOKU_PEER_TIMEOUT"):
         assert knob in str(caught.value)
     leave()
+
+
+def test_processes_that_are_started_again_do_not_meet_the_dead() -> None:
+    """The store of torchrun lives on, with all that dead processes have left in it."""
+    store, patience = HashStore(), timedelta(seconds=20)
+    tokens = []
+    for _ in range(3):
+        with ThreadPoolExecutor(3) as pool:
+            # The last comes first, and finds the answers that its predecessors got.
+            met = [pool.submit(_meet, store, rank, 3, patience) for rank in (2, 1, 0)]
+            found = {future.result(timeout=30) for future in met}
+        assert len(found) == 1
+        tokens += found
+        store.set("asked/1", "of one that died before it was answered")
+    assert len(set(tokens)) == 3
+    with pytest.raises(TimeoutError, match="process 1 of 2"):
+        _meet(store, 0, 2, timedelta(seconds=0.1))
 
 
 # ---- random numbers ----
