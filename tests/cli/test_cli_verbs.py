@@ -95,7 +95,7 @@ CASES = {
 }
 OTHERS = {
     *("chat", "qa", "next-sentence", "multiple-choice", "similarity", "rerank", "search"),
-    *("classify-image", "demo", "models", "cache"),
+    *("classify-image", "demo", "models", "cache", "train", "finetune", "tokenizer"),
 }
 
 
