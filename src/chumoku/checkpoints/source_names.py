@@ -190,7 +190,8 @@ def _tiny(name: str, text: str) -> PathSource:
     if name not in tiny_models():
         raise SourceError(
             f"no toy model of this name comes with chumoku: {text!r}",
-            advice=", ".join(f"tiny:{known}" for known in tiny_models()),
+            advice=f"there are {', '.join(f'tiny:{known}' for known in tiny_models())}; "
+            "`chumoku models defaults` lists models for real use",
         )
     return PathSource(TINY / name)
 
