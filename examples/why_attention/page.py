@@ -284,6 +284,7 @@ def draw_pretraining(axes: Any, found: Found) -> None:
     axis.set_xscale("log")
     axis.set_xticks(labels, [f"{n:,}" for n in labels])
     axis.minorticks_off()
+    axis.set_ylim(0.4, 1.0)
     axis.set_xlabel("labels")
     axis.set_ylabel("accuracy on test sentences")
     axis.legend(loc="upper left")
