@@ -29,14 +29,14 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def pair(*words: object, patience: int = 60, size: int = 2) -> list[subprocess.Popen[str]]:
+def pair(*words: object, size: int = 2) -> list[subprocess.Popen[str]]:
     """The program in `size` processes, without torchrun, which takes seconds to start itself."""
     port = str(free_port())
     started = []
     for rank in range(size):
         told = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
         told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        told |= {"CHUMOKU_PEER_TIMEOUT": str(patience)}
+        told |= {"CHUMOKU_PEER_TIMEOUT": "60"}
         started.append(
             subprocess.Popen(
                 [sys.executable, str(PROGRAM), *map(str, words)],
