@@ -18,11 +18,13 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from training import runs
 from training.objectives.tiny import randomised
 from training.runs import Kept
@@ -286,12 +288,18 @@ def compare(folder: Path) -> None:
     note("not a number", poisoned(folder, device, world.rank))
     note("full disk", full_disk(folder, device, world.rank))
     # Last: afterwards the processes cannot talk to each other any more.
+    hurry(4)
     if world.rank == 1:
         os.kill(os.getpid(), signal.SIGSTOP)
     try:
-        run(SCENARIOS["ddp"], folder / "hung", world_of(device, "ddp")[0])
+        run(SCENARIOS["ddp"], folder / "hung", world_of(device)[0])
     except ChumokuError as error:
         note("hung", [type(error).__name__, str(error)])
+
+
+def hurry(seconds: float) -> None:
+    """From here on wait so long for others; to find each other, processes may need more."""
+    _set_pg_timeout(timedelta(seconds=seconds))
 
 
 def wrong(name: str, folder: Path, device: torch.device) -> tuple[dict[str, Any], nn.Module]:
@@ -436,11 +444,14 @@ def one_run(
     trap: str = "",
     once: str = "",
     pace: str = "0",
+    patience: str = "",
     world: World | None = None,
 ) -> int:
     """trap: those of Trapped, with commas. Leaves FOLDER/losses, FOLDER/batches-RANK, weights."""
     if world is None:
         world, _ = world_of(torch.device("cpu"), strategy)
+    if patience:
+        hurry(float(patience))
     folder.mkdir(parents=True, exist_ok=True)
     report = Trapped(
         file=folder / "losses",

@@ -61,7 +61,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Pair:
         for name, settings in (("saved", SAVED), ("saved narrow", SAVED_NARROW)):
             place = folder / "begun alone" / f"{strategy} {name}"
             run(Scenario(settings, split=name == "saved narrow"), place, Alone(), stop=4)
-    first, second = pair("compare", folder, patience=4)
+    first, second = pair("compare", folder)
     _, errors = first.communicate(timeout=600)  # the second has stopped itself
     second.kill()
     second.communicate(timeout=60)

@@ -17,7 +17,7 @@ from chumoku.training.snapshots import Snapshot, write_snapshot
 
 TIMEOUT: Final = "CHUMOKU_PEER_TIMEOUT"
 """Seconds after which a peer that does not answer counts as dead; 600 where absent."""
-BACKENDS: Final = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
+BACKENDS: Final = ("gloo", "NCCL", "closed by peer", "reset by peer", "pair closure", "Timed out")
 """Words in what a collective says when it fails; older ones raise a plain RuntimeError."""
 
 
