@@ -29,6 +29,8 @@ from training import runs
 from training.objectives.tiny import randomised
 from training.runs import Kept
 
+from chumoku.adapters.apply import add_adapter
+from chumoku.adapters.layers import LoRASettings
 from chumoku.errors import ChumokuError
 from chumoku.loading import create
 from chumoku.models import transformer
@@ -154,6 +156,7 @@ class Scenario:
     examples: int = 20
     extra: bool = False
     frozen: bool = False
+    lora: bool = False
     split: bool = False
     tolerance: float = 1e-5
 
@@ -166,6 +169,9 @@ class Scenario:
         if self.extra:
             made.extra, made.never = nn.Linear(1, 1), nn.Linear(3, 3)
         randomised(made, scale=0.2)
+        if self.lora:
+            add_adapter(made, LoRASettings(rank=3, dora=True, train_bias="all"))
+            randomised(made, scale=0.2)
         if self.frozen:
             made.embeddings.position.weight.requires_grad_(False)
             made.blocks[0].attention.query.requires_grad_(False)
@@ -187,7 +193,9 @@ SCENARIOS = {
     "ddp narrow": Scenario(replace(ACCUMULATED, dtype="bfloat16"), split=True),
     "ddp unused": Scenario(ACCUMULATED, extra=True, frozen=True),
     "ddp few rows": Scenario(replace(EVALUATED, batching=Batching(4, window=0)), examples=9),
+    "ddp lora": Scenario(ACCUMULATED, lora=True),
     "fsdp": Scenario(EVALUATED, "fsdp"),
+    "fsdp lora": Scenario(ACCUMULATED, "fsdp", lora=True),
     "fsdp float64": Scenario(replace(ACCUMULATED, dtype="float64"), "fsdp", tolerance=1e-11),
     "fsdp narrow": Scenario(replace(ACCUMULATED, dtype="bfloat16"), "fsdp", split=True),
     "fsdp few rows": Scenario(

@@ -18,13 +18,15 @@ import pytest
 import torch
 from torch import Tensor
 from torch.distributed import HashStore
-from training import processes
+from training import processes, runs
 from training.launching import free_port, pair
-from training.processes import SAVED, SAVED_NARROW, SCENARIOS, Scenario, run
+from training.processes import SAVED, SAVED_NARROW, SCENARIOS, Scenario, run, texts
 
-from chumoku.errors import CheckpointError, ConfigError
+from chumoku.errors import CheckpointError, ConfigError, TrainingError
 from chumoku.training import randomness, snapshots
 from chumoku.training.distributed import _meet, leave, world_of
+from chumoku.training.loop import Objective, Run
+from chumoku.training.sharded import units
 from chumoku.training.shards import Assembled, Piece, merged, write_pieces
 from chumoku.training.snapshots import latest_snapshot, read_snapshot
 from chumoku.training.world import Alone
@@ -235,6 +237,39 @@ def test_a_damaged_piece_is_passed_by(two: Pair, tmp_path: Path) -> None:
     found, damaged = latest_snapshot(folder / "snapshots")
     assert found is None
     assert victim.name in str(damaged[0])
+
+
+def test_what_cannot_be_sharded_is_refused() -> None:
+    model = Scenario().model()
+    objective = Objective(model, texts())
+    assert units(objective) == [*model.blocks, objective]  # type: ignore[arg-type]
+    model.blocks[1].feedforward.up.weight = model.blocks[0].feedforward.up.weight  # type: ignore[union-attr, index]
+    with pytest.raises(ConfigError, match=r'share(?s:.*)"ddp"'):
+        units(objective)
+    model = Scenario().model()
+    raw = torch.nn.Parameter(torch.zeros(3, dtype=torch.uint8), requires_grad=False)
+    model.blocks[1].feedforward.up.weight = raw  # type: ignore[union-attr, index]
+    with pytest.raises(
+        ConfigError, match=r'quantised(?s:.*)blocks\.1\.feedforward\.up\.weight(?s:.*)"ddp"'
+    ):
+        units(Objective(model, texts()))
+
+
+def test_machines_that_share_no_folder_are_told_so(tmp_path: Path) -> None:
+    """Each sees its own snapshots, or the first does not see the pieces of the others."""
+
+    class Apart(Alone):
+        def gather(self, values: Tensor) -> list[Tensor]:
+            return [values, values + 4]
+
+    run = Run(Scenario().model(), texts(), SAVED, tmp_path, runs.Kept(), world=Apart())
+    with pytest.raises(TrainingError, match=r"of steps \[0, 4\](?s:.*)share the folder"):
+        run.train()
+    _three_pieces(tmp_path)
+    layout = {"model": json.loads((tmp_path / "layout").read_text())}
+    (tmp_path / "model-00001-of-00003.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"00001-of-00003(?s:.*)share the folder"):
+        snapshots.commit(tmp_path, snapshots.Snapshot(3, {}, {}), layout)
 
 
 # ---- what goes wrong in one process ----

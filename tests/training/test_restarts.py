@@ -65,7 +65,7 @@ def test_a_killed_process_is_started_again_and_the_curve_is_the_same(
 ) -> None:
     ran = launch(torchrun("run", tmp_path, "trap=SIGKILL@1:10"))
     assert ran.returncode == 0, ran.stderr
-    assert "exitcode: -9" in ran.stderr
+    assert "failed (exitcode" in ran.stderr  # -9, or that of the one that was left alone
     same(tmp_path, whole())
     steps = [int(line.split()[0]) for line in (tmp_path / "losses").read_text().splitlines()]
     assert (steps.count(8), steps.count(9)) == (1, 2)  # it went on from step 8

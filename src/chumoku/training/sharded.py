@@ -36,6 +36,7 @@ class Sharded(Processes):
     """
 
     def prepare(self, objective: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, torch.dtype]:
+        found = units(objective)
         self.share_weights(objective)
         self._dtype = dtype
         wide = torch.float32 if torch.finfo(dtype).bits < 32 else dtype
@@ -47,7 +48,7 @@ class Sharded(Processes):
         narrow = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
         policy = MixedPrecisionPolicy() if wide == dtype else narrow
         mesh = init_device_mesh(self.device.type, (self.size,))
-        for unit in units(objective):
+        for unit in found:
             # Were its output a view, as a bias often is, the hook on it could be lost.
             unit.register_forward_hook(_own_memory)
             fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
@@ -114,8 +115,16 @@ class Sharded(Processes):
 def units(objective: nn.Module) -> list[nn.Module]:
     """What is gathered together: modules apart, blocks, and last the objective itself.
 
-    Raises ConfigError where two of them share a weight, which FSDP2 cannot have.
+    Raises ConfigError where two of them share a weight, or one is stored in blocks of bytes: FSDP2
+    can have neither.
     """
+    for name, parameter in objective.named_parameters():
+        if not parameter.is_floating_point():
+            raise ConfigError(
+                "quantised weights cannot be sharded",
+                where=name,
+                advice='train with the strategy "ddp", or load the model with dtype = "float32"',
+            )
     found = [m for name, m in objective.named_modules() if name.endswith(APART)]
     for name, module in objective.named_modules():
         if isinstance(module, nn.ModuleList) and name.rpartition(".")[2] == "blocks":

@@ -73,6 +73,12 @@ def merged(layouts: Sequence[Layout]) -> Layout:
     return found
 
 
+def files_of(layout: Layout) -> set[str]:
+    """The names of all files that a layout names."""
+    entries = (entry for named in layout.values() for entry in named.values())
+    return {place for entry in entries for place, _, _ in entry["pieces"]}
+
+
 class Assembled(Mapping[str, Tensor]):
     """Whole tensors of one file, each put together when it is asked for.
 

@@ -27,7 +27,7 @@ from chumoku.checkpoints.files import FULL_DISK, sha256_of
 from chumoku.checkpoints.ranges import atomic_file, sync_folder
 from chumoku.checkpoints.safetensors import read_safetensors, write_safetensors
 from chumoku.errors import CheckpointError, ChumokuError, ResourceError
-from chumoku.training.shards import Layout, assembled
+from chumoku.training.shards import Layout, assembled, files_of
 
 MANIFEST: Final = "manifest.json"
 STATE: Final = "state.json"
@@ -96,6 +96,13 @@ def commit(temporary: Path, snapshot: Snapshot, shards: Layout | None = None) ->
     digests = {path.name: sha256_of(path) for path in sorted(temporary.iterdir())}
     manifest: dict[str, Any] = {"sha256": digests}
     if shards is not None:
+        absent = sorted(files_of(shards) - digests.keys())
+        if absent:
+            raise CheckpointError(
+                "what another process wrote cannot be seen here",
+                where=temporary.parent / absent[0],
+                advice="all machines must share the folder of the run",
+            )
         manifest["shards"] = shards
     _write_json(temporary / MANIFEST, manifest)
     sync_folder(temporary)
