@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -21,8 +20,6 @@ from torch import Tensor, nn
 
 from chumoku.loading import load
 from chumoku.models import architecture
-
-os.environ["HF_HUB_OFFLINE"] = "1"
 
 TARGETS = {
     "bert": ["query", "value"],
