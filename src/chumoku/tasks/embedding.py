@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chumoku.checkpoints import assign
-from chumoku.checkpoints.sentence import Sentence
+from chumoku.checkpoints.sentence import Dense, Sentence
 from chumoku.errors import InputError
 from chumoku.loading import Loaded
 from chumoku.tasks import common
@@ -70,9 +70,9 @@ def embed(
     for name in poolings:
         if name not in POOLINGS:
             raise InputError(f"unknown pooling {name!r}", advice=f"one of {', '.join(POOLINGS)}")
-    prefix = _prefix(settings, prompt)
+    prefix = prompt_text(settings, prompt)
     encodings, skipped = _encoded(loaded, settings, items, prefix)
-    dense = [_dense(step, loaded.device) for step in settings.dense]
+    dense = [dense_step(step, loaded.device) for step in settings.dense]
     rows: list[Tensor] = [torch.empty(0)] * len(items)
     for indices in common.by_length(encodings, batch_size):
         inputs = common.collate([encodings[i] for i in indices], loaded)
@@ -127,7 +127,9 @@ def pool(x_BTD: Tensor, mask_BT: Tensor, name: str) -> Tensor:
     return total_BD / (count_B1.sqrt() if name == "mean_sqrt_len" else count_B1)
 
 
-def _prefix(settings: Sentence, prompt: str | None) -> str:
+def prompt_text(settings: Sentence, prompt: str | None) -> str:
+    """What is put in front of a text: the checkpoint's prompt of that name, else `prompt` itself;
+    None: the checkpoint's default prompt, "" where it has none."""
     if prompt is None:
         prompt = settings.default_prompt
     return "" if prompt is None else settings.prompts.get(prompt, prompt)
@@ -150,7 +152,8 @@ def _encoded(
     return encodings, len(alone) - int(bool(alone.special) and alone.special[-1])
 
 
-def _dense(step: Any, device: torch.device) -> Callable[[Tensor], Tensor]:
+def dense_step(step: Dense, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """f(W x + b) for pooled vectors [B, D], in float32, with the weights on `device`."""
     weight = assign.dense(step.weight).float().to(device)
     bias = None if step.bias is None else assign.dense(step.bias).float().to(device)
     activation = ACTIVATIONS[step.activation]

@@ -27,7 +27,11 @@ class Answer(TypedDict):
 
 
 @dataclass(frozen=True)
-class _Limits:
+class SpanLimits:
+    """What a window's spans may be. top_k: how many are wanted; max_answer_length: in tokens;
+    cls_id: the first token's id, where a model points for "no answer" (None: it cannot); align:
+    spans grow to whole words."""
+
     top_k: int
     max_answer_length: int
     cls_id: int | None
@@ -71,17 +75,17 @@ def qa(
         if stride >= room:
             stride = max(room // 2, 0)
     pieces = cut(encoding, windows(encoding, limit, stride, sequence=1))
-    limits = _Limits(top_k, max_answer_length, tokenizer.cls_id, align_to_words)
+    limits = SpanLimits(top_k, max_answer_length, tokenizer.cls_id, align_to_words)
     answers: list[list[Answer]] = [[] for _ in pieces]
     null_score = 1.0
     for batch in common.by_length(pieces, batch_size):
         spans = _spans(loaded, [pieces[i] for i in batch])
         for row, index in enumerate(batch):
-            answers[index], null = _best(
+            answers[index], null = best_spans(
                 pieces[index], spans.start_BT[row], spans.end_BT[row], context, limits
             )
             null_score = min(null_score, null)
-    merged = _merged(one for window in answers for one in window)
+    merged = merge_same(one for window in answers for one in window)
     if impossible:
         merged.append({"score": null_score, "start": 0, "end": 0, "answer": ""})
     return sorted(merged, key=lambda answer: -answer["score"])[:top_k]
@@ -94,10 +98,15 @@ def _spans(loaded: Loaded, encodings: Sequence[Encoding]) -> Spans:
     return Spans(spans.start_BT.float().cpu(), spans.end_BT.float().cpu())
 
 
-def _best(
-    encoding: Encoding, start_T: Tensor, end_T: Tensor, context: str, limits: _Limits
+def best_spans(
+    encoding: Encoding, start_T: Tensor, end_T: Tensor, context: str, limits: SpanLimits
 ) -> tuple[list[Answer], float]:
-    """The best spans of one window, and its score for "no answer" (the first token)."""
+    """The best spans of one window, best first, and its score for "no answer" (the first token).
+
+    encoding: question and context; start_T, end_T: their logits (padding behind them is passed
+    over). A span's score is P(start) * P(end), each a softmax over the context's tokens; 2 * top_k
+    + 10 spans where they grow to whole words, since some then read the same (`merge_same`).
+    """
     length = len(encoding)
     inside = torch.tensor([s == 1 for s in encoding.sequences])
     allowed = inside.clone()
@@ -136,7 +145,7 @@ def _characters(encoding: Encoding, first: int, last: int, align: bool) -> tuple
     return encoding.offsets[first][0], encoding.offsets[last][1]
 
 
-def _merged(answers: Iterable[Answer]) -> list[Answer]:
+def merge_same(answers: Iterable[Answer]) -> list[Answer]:
     """Answers that read the same are one, where the first stands, with their scores added."""
     found: dict[str, Answer] = {}
     for answer in answers:

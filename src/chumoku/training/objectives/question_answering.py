@@ -269,20 +269,20 @@ class Decoder:
 
     def answers(self, held_out: Windows, spans: Sequence[tuple[Tensor, Tensor]]) -> list[str]:
         """One answer for each question. spans: (start_T, end_T) of each window."""
-        limits = questions._Limits(1, self.max_answer_length, self.cls_id, align=True)
+        limits = questions.SpanLimits(1, self.max_answer_length, self.cls_id, align=True)
         found: list[list[questions.Answer]] = [[] for _ in held_out.asked]
         nulls = [1.0] * len(held_out.asked)
         for example, encoding, (start_T, end_T) in zip(
             held_out.examples, held_out.encodings, spans, strict=True
         ):
             context = held_out.asked[example.row].context
-            best, null = questions._best(encoding, start_T, end_T, context, limits)
+            best, null = questions.best_spans(encoding, start_T, end_T, context, limits)
             found[example.row] += best
             nulls[example.row] = min(nulls[example.row], null)
         impossible = any(not question.answers for question in held_out.asked)
         texts = []
         for some, null in zip(found, nulls, strict=True):
-            merged = questions._merged(some)
+            merged = questions.merge_same(some)
             best_one = max(merged, key=lambda a: a["score"], default=None)
             none = best_one is None or (impossible and null > best_one["score"])
             texts.append("" if none or best_one is None else best_one["answer"])

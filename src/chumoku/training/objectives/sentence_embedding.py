@@ -307,15 +307,15 @@ def task(
     check_head(loaded, ("encoder",))
     _check(objective, scale, highest_score)
     settings = sentence_of(loaded, pooling)
-    dense = tuple(embedding._dense(step, loaded.device) for step in settings.dense)
+    dense = tuple(embedding.dense_step(step, loaded.device) for step in settings.dense)
     pooled = Pooling(settings.pooling, settings.normalize, dense)
-    first = embedding._prefix(settings, prompt)
-    prompts = (first, first if pair_prompt is None else embedding._prefix(settings, pair_prompt))
+    first = embedding.prompt_text(settings, prompt)
+    second = first if pair_prompt is None else embedding.prompt_text(settings, pair_prompt)
     tokenizer = encoded.checked_tokenizer(loaded)
     limit = encoded.checked_length(loaded, max_length, 3)
     if max_length is None and settings.max_length:
         limit = min(limit, settings.max_length)
-    reader = Reader(tokenizer, settings, prompts, limit, highest_score)
+    reader = Reader(tokenizer, settings, (first, second), limit, highest_score)
     form, examples = reader.read(rows, progress, "tokenising")
     if objective == "auto":
         objective = {"pairs": "in-batch", "triplets": "triplet", "scored": "cosine"}[form]
