@@ -1,4 +1,5 @@
-"""Check the documents without running them: links lead somewhere, commands and files exist.
+"""Check the documents without running them: links lead somewhere, commands and files exist, each
+recipe has its heading.
 
 Run by `make lint`. Commands of the README are executed by tests/test_readme.py.
 """
@@ -32,11 +33,21 @@ def faults(page: Path, targets: set[str]) -> list[str]:
     return found
 
 
+def undescribed(page: Path) -> list[str]:
+    """Recipes without a heading in the page of recipes, and headings that are no recipe."""
+    folder = ROOT / "recipes"
+    recipes = {str(p.relative_to(folder).with_suffix("")) for p in folder.glob("**/*.toml")}
+    told = set(re.findall(r"^## (\S+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE))
+    lacking = [f"{page.name}: recipe {name} has no heading" for name in sorted(recipes - told)]
+    return lacking + [f"{page.name}: there is no recipe {name}" for name in sorted(told - recipes)]
+
+
 def main() -> int:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z][a-z-]*):", makefile, flags=re.MULTILINE))
     pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("**/*.md")]
     found = [fault for page in pages for fault in faults(page, targets)]
+    found += undescribed(ROOT / "docs" / "recipes.md")
     print("\n".join(found) or f"{len(pages)} pages checked")
     return 1 if found else 0
 
