@@ -6,7 +6,6 @@ GGUF is written by gguf_export.py. Every file appears whole or not at all.
 from __future__ import annotations
 
 import copy
-import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -16,11 +15,13 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from chumoku.adapters.apply import fused
 from chumoku.checkpoints import assign
 from chumoku.checkpoints.folder import inside
 from chumoku.checkpoints.lazy import LazyTensor
-from chumoku.checkpoints.ranges import atomic_file
+from chumoku.checkpoints.ranges import write_json
 from chumoku.checkpoints.safetensors import write_safetensors
+from chumoku.checkpoints.sentence_write import write_sentence
 from chumoku.devices import FLOATS
 from chumoku.errors import CheckpointError, InputError
 from chumoku.loading import Loaded
@@ -49,13 +50,14 @@ def save(loaded: Loaded, folder: str | os.PathLike[str], *, dtype: str = "as-is"
     """Write the hub's layout: config.json, safetensors (shards above 5 GB), tokenizer files.
 
     A checkpoint loaded with dtype="stored" and not changed gives the same keys, tensor bytes and
-    config. dtype: "as-is", or a float type to convert to. Quantised weights become floats.
+    config. dtype: "as-is", or a float type to convert to. Quantised weights become floats; active
+    adapters go into the weights.
     Raises InputError for an unknown dtype, CheckpointError where nothing can be written.
     """
     if dtype not in ("as-is", *FLOATS):
         raise InputError(f"dtype {dtype!r} is not known", advice=f"as-is, {', '.join(FLOATS)}")
     target = Path(folder)
-    model = loaded.model
+    model = fused(loaded.model)
     if is_quantized(model):
         model = dequantize_model(copy.deepcopy(model), torch.float32)
     tensors = published_tensors(loaded, model)
@@ -159,13 +161,6 @@ def _write_weights(folder: Path, tensors: list[LazyTensor]) -> None:
     write_json(folder / "model.safetensors.index.json", index)
 
 
-def write_json(path: Path, value: object) -> None:
-    """A JSON file that appears whole or not at all."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
-    with atomic_file(path) as stream:
-        stream.write(f"{text}\n".encode())
-
-
 def _copy_side_files(loaded: Loaded, target: Path, place: Path) -> None:
     published = loaded.source.published
     if published is None or published.layout != "hub":
@@ -175,13 +170,14 @@ def _copy_side_files(loaded: Loaded, target: Path, place: Path) -> None:
             write_json(target / "generation_config.json", dict(loaded.generation))
         if loaded.images is not None:
             write_json(target / "preprocessor_config.json", loaded.images.to_config())
-        return
-    if published.root.samefile(target):
-        return
-    for source, goal in {published.root: target, published.folder: place}.items():
-        _copy(source, goal, SIDE_FILES)
-    for path in () if published.sentence is None else published.sentence.steps:
-        _copy(published.root / path, target / path, STEP_FILES)
+    elif not published.root.samefile(target):
+        for source, goal in {published.root: target, published.folder: place}.items():
+            _copy(source, goal, SIDE_FILES)
+        for path in () if published.sentence is None else published.sentence.steps:
+            _copy(published.root / path, target / path, STEP_FILES)
+    former = None if published is None else published.sentence
+    if loaded.sentence is not None and loaded.sentence != former:
+        write_sentence(loaded.sentence, target, loaded.config.width)
 
 
 def _copy(source: Path, target: Path, names: Iterable[str]) -> None:

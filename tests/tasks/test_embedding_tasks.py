@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -204,3 +205,31 @@ def test_bad_input(publish: Any, tiny: Any) -> None:
         _, saved = publish(*steps)
         with pytest.raises(ConfigError, match=message):
             load(saved)
+
+
+@pytest.mark.parametrize("pooling", [("cls",), ("max", "mean"), ("mean", "cls")])
+def test_changed_settings_are_saved_for_both(
+    publish: Any, tmp_path: Path, pooling: tuple[str, ...]
+) -> None:
+    width = 24 * len(pooling)
+    steps = dense(width, 16), dense(16, 10, bias=False, activation_function=torch.nn.ReLU())
+    mode = [MODES[OURS.index(name)] for name in pooling[::-1]]
+    _, folder = publish(Pooling(24, pooling_mode=mode), *steps, prompts=PROMPTS)
+    loaded = load(folder)
+    assert loaded.sentence is not None
+    changed = replace(
+        loaded.sentence,
+        pooling=pooling,
+        normalize=True,
+        max_length=9,
+        lower_case=True,
+        include_prompt=False,
+        default_prompt="query",
+    )
+    saved = chumoku.save(replace(loaded, sentence=changed), tmp_path / "saved")
+    expected = chumoku.embed(TEXTS, replace(loaded, sentence=changed))
+    check(chumoku.embed(TEXTS, saved), expected)
+    again = SentenceTransformer(str(saved), device="cpu")
+    check(expected, again.encode(TEXTS))
+    check(chumoku.embed(TEXTS, saved, prompt="long"), again.encode(TEXTS, prompt_name="long"))
+    assert float(np.abs(expected - chumoku.embed(TEXTS, folder)).max()) > 1e-2

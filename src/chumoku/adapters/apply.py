@@ -8,8 +8,10 @@ another device and into its state dict.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -41,6 +43,7 @@ from chumoku.adapters.registry import (
 from chumoku.errors import InputError
 
 Layers = Mapping[str, LoRALinear | LoRAEmbedding]
+M = TypeVar("M", bound=nn.Module)
 
 # ---- putting in ----
 
@@ -301,6 +304,15 @@ def fuse(model: nn.Module) -> None:
     }
     _swap(model, new)
     _leave(model, registry)
+
+
+def fused(model: M) -> M:
+    """The model itself, or, where it has adapters, a copy that `fuse` has made plain."""
+    if adapters_of(model) is None:
+        return model
+    model = copy.deepcopy(model)
+    fuse(model)
+    return model
 
 
 def remove(model: nn.Module, name: str) -> None:

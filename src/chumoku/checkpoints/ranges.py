@@ -7,6 +7,7 @@ truncated later gives an error, where a mapping would end the process.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import stat
 import uuid
@@ -105,6 +106,13 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: object) -> None:
+    """A JSON file that appears whole or not at all."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    with atomic_file(path) as stream:
+        stream.write(f"{text}\n".encode())
 
 
 def write_tensor(stream: BinaryIO, tensor: LazyTensor) -> None:

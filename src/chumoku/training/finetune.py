@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+from chumoku.checkpoints.ranges import write_json
 from chumoku.errors import InputError
-from chumoku.saving import write_json
 from chumoku.training.data.batching import Batching
 from chumoku.training.optimisers import OptimiserSettings
 from chumoku.training.recipe import (

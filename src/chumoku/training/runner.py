@@ -24,12 +24,13 @@ import torch
 from torch import nn
 
 from chumoku.adapters.registry import trainable_fraction
+from chumoku.checkpoints.ranges import write_json
 from chumoku.checkpoints.sources import resolve
 from chumoku.devices import FLOATS, pick_device
 from chumoku.errors import ConfigError, InputError
 from chumoku.loading import Loaded, create, load
 from chumoku.models.config_keys import write_labels
-from chumoku.saving import save, write_json
+from chumoku.saving import published_config, save
 from chumoku.text import Tokenizer, load_tokenizer
 from chumoku.text.load import TOKENIZER_FILES
 from chumoku.training import randomness, stabilising
@@ -50,7 +51,8 @@ Rows = Sequence[Mapping[str, Any]]
 class Kind:
     """An objective. module: its file in objectives/. head: what the model needs. labels: the rows
     have labels, whose names become the head's. described: the objective adds to the config what the
-    labels mean. column: only this column of the rows is passed on.
+    labels mean. pools: it says how texts become vectors. streams: it takes a
+    RowStream too. column: only this column of the rows is passed on.
     """
 
     module: str
@@ -58,6 +60,8 @@ class Kind:
     labels: bool = False
     described: bool = False
     column: str | None = None
+    pools: bool = False
+    streams: bool = False
 
 
 ENDS: Final = (".tar", ".tar.gz", ".zip")
@@ -78,7 +82,7 @@ KINDS: Final = {
     "image-classification": Kind(
         "image_classification", "image-classification", labels=True, described=True
     ),
-    "sentence-embedding": Kind("sentence_embedding", "encoder"),
+    "sentence-embedding": Kind("sentence_embedding", "encoder", pools=True),
     "distillation": Kind("distillation", ""),
 }
 """[task] kind -> objective."""
@@ -226,6 +230,9 @@ def prepare(
     return Prepared(loaded, task, test, files, (*notes, *found), trained)
 
 
+    if kind.pools:
+        sentence = module.sentence_of(loaded, **_named(module.sentence_of, options))
+        loaded = replace(loaded, sentence=sentence)
 def _kind(name: Any) -> Kind:
     if name not in KINDS:
         raise ConfigError(

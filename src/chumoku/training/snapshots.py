@@ -24,7 +24,7 @@ from torch import Tensor
 
 from chumoku.checkpoints.assign import dense, lazy
 from chumoku.checkpoints.files import FULL_DISK, sha256_of
-from chumoku.checkpoints.ranges import atomic_file, sync_folder
+from chumoku.checkpoints.ranges import sync_folder, write_json
 from chumoku.checkpoints.safetensors import read_safetensors, write_safetensors
 from chumoku.errors import CheckpointError, ChumokuError, ResourceError
 from chumoku.training.shards import Layout, assembled, files_of
@@ -92,7 +92,7 @@ def unfinished(folder: Path, token: str, *, remove: bool = True) -> Iterator[Pat
 def commit(temporary: Path, snapshot: Snapshot, shards: Layout | None = None) -> Path:
     """Add state and manifest to the tensors in an unfinished folder, and rename it into place."""
     target = temporary.parent / name_of(snapshot.step)
-    _write_json(temporary / STATE, {"step": snapshot.step, **snapshot.state})
+    write_json(temporary / STATE, {"step": snapshot.step, **snapshot.state})
     digests = {path.name: sha256_of(path) for path in sorted(temporary.iterdir())}
     manifest: dict[str, Any] = {"sha256": digests}
     if shards is not None:
@@ -104,7 +104,7 @@ def commit(temporary: Path, snapshot: Snapshot, shards: Layout | None = None) ->
                 advice="all machines must share the folder of the run",
             )
         manifest["shards"] = shards
-    _write_json(temporary / MANIFEST, manifest)
+    write_json(temporary / MANIFEST, manifest)
     sync_folder(temporary)
     _put_in_place(temporary, target)
     sync_folder(target.parent)
@@ -199,11 +199,6 @@ def refuse_non_finite(file: str, tensors: Mapping[str, Tensor]) -> None:
                 where=f"{file}: {name}",
                 advice="resume from the last snapshot with a lower learning rate",
             )
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    with atomic_file(path) as stream:
-        stream.write(json.dumps(value, indent=1, ensure_ascii=False).encode())
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -261,14 +261,34 @@ class Reader:
 # ---- the task ----
 
 
-def sentence_of(loaded: Loaded, pooling: str | None = None) -> Sentence:
-    """How texts become vectors: as the checkpoint says, else the mean; `pooling` instead."""
+def sentence_of(
+    loaded: Loaded,
+    pooling: str | None = None,
+    prompt: str | None = None,
+    pair_prompt: str | None = None,
+    max_length: int | None = None,
+) -> Sentence:
+    """How texts become vectors: as the checkpoint says, else the mean; what is given instead.
+
+    A prompt that has no name yet is named as sentence-transformers looks for it: "query" and
+    "document". One prompt for all texts is the default from then on.
+    """
     settings = loaded.sentence or Sentence()
-    if pooling is None:
-        return settings
-    if pooling not in POOLINGS:
+    if pooling is not None and pooling not in POOLINGS:
         raise ConfigError(f"{pooling!r} is not one of {', '.join(POOLINGS)}", where="pooling")
-    return replace(settings, pooling=(pooling,))
+    prompts, default = dict(settings.prompts), settings.default_prompt
+    for text, name in ((prompt, "query"), (pair_prompt, "document")):
+        if text is not None and text not in prompts:
+            prompts[name] = text
+    if prompt is not None and pair_prompt is None:
+        default = prompt if prompt in settings.prompts else "query"
+    return replace(
+        settings,
+        pooling=settings.pooling if pooling is None else (pooling,),
+        prompts=prompts,
+        default_prompt=default,
+        max_length=max_length or settings.max_length,
+    )
 
 
 def task(
@@ -306,15 +326,14 @@ def task(
     """
     check_head(loaded, ("encoder",))
     _check(objective, scale, highest_score)
-    settings = sentence_of(loaded, pooling)
+    settings = sentence_of(loaded, pooling, prompt, pair_prompt, max_length)
     dense = tuple(embedding.dense_step(step, loaded.device) for step in settings.dense)
     pooled = Pooling(settings.pooling, settings.normalize, dense)
     first = embedding.prompt_text(settings, prompt)
     second = first if pair_prompt is None else embedding.prompt_text(settings, pair_prompt)
     tokenizer = encoded.checked_tokenizer(loaded)
     limit = encoded.checked_length(loaded, max_length, 3)
-    if max_length is None and settings.max_length:
-        limit = min(limit, settings.max_length)
+    limit = min(limit, settings.max_length or limit)
     reader = Reader(tokenizer, settings, (first, second), limit, highest_score)
     form, examples = reader.read(rows, progress, "tokenising")
     if objective == "auto":
