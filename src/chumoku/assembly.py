@@ -157,11 +157,11 @@ def untied_as_stored(plan: Blueprint) -> Blueprint:
 
 def assemble(
     plan: Blueprint, dtype: str, device: torch.device, *, new_head: bool = False
-) -> tuple[nn.Module, bool]:
+) -> tuple[nn.Module, list[str]]:
     """Build the model without memory, then give every parameter its published value.
 
-    Also returns whether all of it comes from the file. new_head: a head that the file does not have
-    is made anew. Raises CheckpointError where file and model do not fit.
+    Also returns the parameters that the file does not have. new_head: those of a head are then made
+    anew. Raises CheckpointError where file and model do not fit.
     """
     model = skeleton(plan)
     pieces = _usable_pieces(plan, model)
@@ -184,7 +184,7 @@ def assemble(
                 continue
             value = assign.piece_value(piece, state[first].shape)
         _put(model, names, value.to(device, kind if value.is_floating_point() else None))
-    return replace_with_blocks(model, blocks) if blocks else model, not missing
+    return replace_with_blocks(model, blocks) if blocks else model, missing
 
 
 def _usable_pieces(plan: Blueprint, model: nn.Module) -> Pieces:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from chumoku.adapters.apply import fused
 from chumoku.checkpoints import assign
 from chumoku.checkpoints.gguf import GGUFValue, write_gguf
 from chumoku.checkpoints.lazy import STORAGE, LazyTensor
@@ -57,6 +59,7 @@ def save_gguf(loaded: Loaded, path: str | os.PathLike[str], storage: str = "F16"
             f"GGUF is written for language models, of {' and '.join(GGUF)}, not for "
             f"{loaded.source.model_type} with head {loaded.head!r}"
         )
+    loaded = replace(loaded, model=fused(loaded.model))
     target, layout = Path(path), gguf_layout(kind)
     metadata = _metadata(loaded, kind, layout, storage)
     more = layout.gguf_tensors(loaded.config)

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from chumoku.adapters.peft_files import load_adapter
+from chumoku.adapters.peft_folder import read_peft_folder
 from chumoku.assembly import assemble, blueprint, declared_head, untied_as_stored
 from chumoku.checkpoints.published import Published, read_generation, read_published
 from chumoku.checkpoints.sentence import Sentence
@@ -77,6 +79,7 @@ def load(
     new_head: bool = False,
     labels: Sequence[str] | None = None,
     ignore_config: Sequence[str] = (),
+    adapter: str | os.PathLike[str] | None = None,
     offline: bool | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Loaded:
@@ -85,20 +88,31 @@ def load(
     head: a head of the architecture; default: what the file was published for. dtype: "auto"
     (float32 on a CPU, on a GPU the type of most values; quantised tensors keep their blocks),
     "stored" (each tensor as in the file, for saving it unchanged), or a float type for all.
-    new_head: make a missing head anew, with `labels` as its classes. progress: called with
-    (what, bytes done, bytes in all) while something is fetched.
-    Raises SourceError, CheckpointError, ConfigError, TokenizerError, DeviceError, ResourceError.
+    new_head: make a missing head anew, with `labels` as its classes. adapter: a folder
+    of PEFT's, whose adapter is put into the model; its head is taken where the base has none.
+    progress: called with (what, bytes done, bytes in all) while something is fetched.
+    Raises InputError, SourceError, CheckpointError, ConfigError, TokenizerError, DeviceError,
+    ResourceError.
     """
     place = pick_device(device)
     keep_freed_memory()
     check_dtype(dtype)
+    added = None if adapter is None else read_peft_folder(adapter)
     resolved = resolve(os.fspath(source), revision=revision, offline=offline, progress=progress)
     published = read_published(resolved.path)
+    if added is not None:
+        published.raw_config.update(added.classes)
+        head = head or added.head
     if labels is not None:
         published.raw_config.update(write_labels(tuple(labels)))
     plan = untied_as_stored(blueprint(published, head, ignore_config))
     check_memory(published.tensors, dtype, place)
-    model, whole = assemble(plan, dtype, place, new_head=new_head)
+    own_head = new_head or added is not None
+    model, fresh = assemble(plan, dtype, place, new_head=own_head)
+    model_type = published.raw_config["model_type"]
+    if added is not None:
+        required = () if new_head else fresh
+        load_adapter(model, plan.config, plan.head, model_type, added.path, required=required)
     declared = declared_head(plan.arch, published.raw_config)
     return Loaded(
         model=model.eval(),
@@ -112,9 +126,12 @@ def load(
             origin=os.fspath(source),
             published=published,
             head=plan.head,
-            model_type=published.raw_config["model_type"],
+            model_type=model_type,
             notes=resolved.notes,
-            unchanged=labels is None and declared in (None, plan.head) and whole,
+            unchanged=labels is None
+            and added is None
+            and declared in (None, plan.head)
+            and not fresh,
         ),
         sentence=published.sentence,
     )

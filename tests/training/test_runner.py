@@ -165,6 +165,10 @@ def test_an_adapter_is_written_for_peft_and_fused_into_the_model(
         before = chumoku.load(outcome.folder).model(ids)
     torch.testing.assert_close(fused, apart, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(fused, before, atol=1e-3)
+    again = chumoku.load(outcome.folder, adapter=adapted.folder / "adapter")
+    assert again.config.labels == loaded.config.labels == ("bad", "good")
+    with torch.no_grad():
+        torch.testing.assert_close(again.model(ids), fused, atol=1e-5, rtol=1e-5)
 
 
 # ---- what can be wrong ----

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -228,10 +228,13 @@ def load_adapter(
     model_type: str,
     folder: str | os.PathLike[str],
     name: str = "default",
+    *,
+    required: Collection[str] = (),
 ) -> LoRASettings:
     """Put an adapter from PEFT's files into the model and make it the active one.
 
-    config, head, model_type: of the model. What the file trains is marked as `trainable` marks it;
+    config, head, model_type: of the model. required: parameters that the base has no values for, so
+    that the file must hold them. What the file trains is marked as `trainable` marks it;
     a head of which the file holds nothing stays the model's, and is saved with the adapter.
     A pickle (adapter_model.bin) is read in a limited child process. Returns the settings that say
     the same. Raises ConfigError or CheckpointError where the file is not understood or belongs to
@@ -241,6 +244,13 @@ def load_adapter(
     peft = read_peft_config(read_json(inside(path, CONFIG)), path / CONFIG)
     published = published_names(model, config, head, model_type)
     layers, owned = read_adapter(model, published, peft, path)
+    lacking = [name for name in required if name not in owned]
+    if lacking:
+        raise CheckpointError(
+            f"neither the base nor the adapter has values for {', '.join(lacking[:4])}",
+            where=path,
+            advice=f"the base was loaded with head {head!r}; the adapter may be for another one",
+        )
     settings = _settings(model, peft, layers, owned)
 
     def fill(layer: LoRALinear | LoRAEmbedding, at: str) -> None:

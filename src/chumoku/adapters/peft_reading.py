@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from chumoku.adapters.layers import Part, adapted, is_adaptable
 from chumoku.adapters.peft_config import PeftConfig
 from chumoku.adapters.peft_names import Published
-from chumoku.adapters.registry import check_table, sharers
+from chumoku.adapters.registry import HEAD, check_table, sharers
 from chumoku.checkpoints import assign
 from chumoku.checkpoints.folder import inside
 from chumoku.checkpoints.lazy import LazyTensor
@@ -234,5 +234,17 @@ def _read_owned(
                 advice="load the base with tie_word_embeddings false",
             )
         if not tied:
-            values[ours] = assign.piece_value(piece, parameter.shape)
+            values[ours] = _value(ours, piece, parameter.shape)
     return values
+
+
+def _value(ours: str, piece: assign.Piece, shape: torch.Size) -> Tensor:
+    try:
+        return assign.piece_value(piece, shape)
+    except CheckpointError as error:
+        if ours.startswith(f"{HEAD}."):
+            error.advice = (
+                "the head has other classes: name them with labels=[…], or in a config.json "
+                "(id2label) beside the adapter"
+            )
+        raise

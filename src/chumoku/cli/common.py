@@ -40,6 +40,8 @@ class Options:
 
     Args:
         model: a name, hf:ORG/NAME@REVISION, pypi:NAME==VERSION, a folder or a file.
+        adapter: a folder of PEFT's with an adapter for the model; without --model for the one that
+            it names.
         lang: language for the default model, en or ja; by the text's script where absent.
         device: auto (cuda, then mps, then cpu), cpu, cuda, cuda:1, mps.
         dtype: auto, stored, float32, bfloat16, float16, float64.
@@ -53,6 +55,7 @@ class Options:
     """
 
     model: str | None = None
+    adapter: Path | None = None
     lang: str | None = None
     device: str = "auto"
     dtype: str = "auto"
@@ -87,6 +90,8 @@ def open_model(options: Options, verb: str, text: str = "", *, published: bool =
     if options.seed is not None:
         torch.manual_seed(options.seed)
     source = options.model
+    if source is None and options.adapter is not None:
+        source = base_of(options.adapter)
     if source is None:
         source = default_model(verb, options.lang or detect_language(text)).source
     loaded = load(
@@ -96,12 +101,25 @@ def open_model(options: Options, verb: str, text: str = "", *, published: bool =
         device=options.device,
         revision=options.revision,
         ignore_config=options.ignore_config or (),
+        adapter=options.adapter,
         offline=True if options.offline else None,
         progress=download_progress(),
     )
     for note in loaded.source.notes:
         print(f"note: {note}", file=sys.stderr)
     return loaded
+
+
+def base_of(adapter: Path) -> str:
+    """The model that an adapter was trained on, as its folder names it. Raises InputError."""
+    from chumoku.adapters.peft_folder import read_peft_folder
+
+    base = read_peft_folder(adapter).base
+    if not base:
+        raise InputError(
+            "the adapter does not name its base", where=adapter, advice="name it with --model"
+        )
+    return base
 
 
 def download_progress() -> Callable[[str, int, int], None]:

@@ -97,6 +97,7 @@ def convert(
     storage: Annotated[str | None, Parameter(name=("--type", "-t"))] = None,
     dtype: str = "as-is",
     head: str | None = None,
+    adapter: Path | None = None,
     revision: str | None = None,
 ) -> None:
     """Write a checkpoint in another format: a folder in the hub's layout, or a .gguf file.
@@ -107,19 +108,22 @@ def convert(
         storage: for GGUF: F32, F16, Q8_0, Q4_0 or Q4_1.
         dtype: for the hub's layout: as-is, float32, bfloat16 or float16.
         head: load with this head instead of the published one.
+        adapter: a folder of PEFT's, whose adapter goes into the weights.
         revision: branch, tag or commit on the hub.
     """
     from chumoku.loading import load
     from chumoku.saving import save
 
-    if output.suffix == ".gguf":
+    to_gguf = output.suffix == ".gguf"
+    if storage is not None and not to_gguf:
+        raise InputError("--type is for GGUF", advice="name an output that ends in .gguf")
+    loaded = load(
+        source, head=head, dtype="stored", device="cpu", adapter=adapter, revision=revision
+    )
+    if to_gguf:
         from chumoku.gguf_export import save_gguf
 
-        loaded = load(source, head=head, dtype="stored", device="cpu", revision=revision)
         save_gguf(loaded, output, storage or "F16")
-    elif storage is not None:
-        raise InputError("--type is for GGUF", advice="name an output that ends in .gguf")
     else:
-        loaded = load(source, head=head, dtype="stored", device="cpu", revision=revision)
         save(loaded, output, dtype=dtype)
     print(f"written: {output}")

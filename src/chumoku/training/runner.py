@@ -526,3 +526,5 @@ def _write_adapter(recipe: Recipe, loaded: Loaded, folder: Path) -> None:
 
 
 __all__ = ["KINDS", "Outcome", "prepare", "read_data", "train"]
+    from chumoku.adapters.peft_folder import write_classes
+    write_classes(published_config(loaded), folder / "adapter")
