@@ -24,6 +24,7 @@ from training.processes import SAVED, SAVED_NARROW, SCENARIOS, Scenario, run, te
 
 from chumoku.errors import CheckpointError, ConfigError, TrainingError
 from chumoku.training import randomness, snapshots
+from chumoku.training.data.streaming import batches_of
 from chumoku.training.distributed import _meet, leave, world_of
 from chumoku.training.loop import Objective, Run
 from chumoku.training.sharded import units
@@ -276,12 +277,15 @@ def test_machines_that_share_no_folder_are_told_so(tmp_path: Path) -> None:
 
 
 def test_no_number_in_one_process_stops_all_in_the_same_step(two: Pair) -> None:
+    batches = batches_of(texts().examples, processes.SETTINGS.batching, processes.SETTINGS.seed)
+    batch = [next(batches) for _ in range(3)][-1]
     for rank in range(2):
         told = two.told("not a number", rank)
         assert [kind for kind, _ in told] == ["TrainingError"] * 2
         for _, text in told:
             assert "step 3: loss nan" in text
             assert "weights were not changed" in text
+            assert f"epoch {batch.epoch}, examples {batch.indices}" in text  # of both processes
 
 
 def test_a_full_disk_of_one_process_is_an_error_in_all(two: Pair) -> None:

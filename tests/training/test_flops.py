@@ -12,7 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from chumoku.errors import InputError
 from chumoku.layers.taps import trace
 from chumoku.loading import create
-from chumoku.training import flops
 from chumoku.training.flops import Shape, flops_per_token, peak_by_name, peak_flops, row_flops
 
 GPT2 = {
@@ -156,7 +155,7 @@ def test_low_rank_leaves_and_stored_blocks_count() -> None:
 def test_peaks_by_name() -> None:
     def tera(name: str, dtype: torch.dtype, tf32: bool = False) -> float | None:
         peak = peak_by_name(name, dtype, tf32=tf32)
-        return None if peak is None else round(peak.flops / 1e12, 1)
+        return None if peak is None else round(peak / 1e12, 1)
 
     half, single = torch.bfloat16, torch.float32
     assert tera("NVIDIA H100 80GB HBM3", half) == 989.4
@@ -171,18 +170,8 @@ def test_peaks_by_name() -> None:
     assert tera("NVIDIA A100-SXM4-80GB", torch.float64) is None
 
 
-def test_a_cpu_is_measured_once_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flops, "MEASURE_SECONDS", 0.01)
-    flops._measured.cache_clear()
-    state = torch.get_rng_state()
-    peak = peak_flops(torch.device("cpu"), torch.float32)
-    assert peak is not None
-    assert peak.source == "measured"
-    assert 1e8 < peak.flops < 1e14
-    assert peak_flops(torch.device("cpu"), torch.float32) is peak
-    assert torch.equal(torch.get_rng_state(), state)
-    assert peak_flops(torch.device("meta"), torch.float32) is None
-    flops._measured.cache_clear()
+def test_nobody_tells_the_peak_of_a_cpu() -> None:
+    assert peak_flops(torch.device("cpu"), torch.float32) is None
 
 
 def test_shapes_that_are_none() -> None:

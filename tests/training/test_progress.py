@@ -16,7 +16,7 @@ from torch import nn
 
 from chumoku.errors import DependencyError, ResourceError
 from chumoku.training import progress
-from chumoku.training.flops import Peak, Shape, flops_per_token
+from chumoku.training.flops import Shape, flops_per_token
 from chumoku.training.progress import (
     JsonLog,
     Reports,
@@ -158,7 +158,7 @@ class Clock:
 def plain(every: int | None = None) -> tuple[Terminal, io.StringIO, Clock]:
     stream, clock = io.StringIO(), Clock()
     console = Console(file=stream, width=40, force_terminal=False)
-    speed = Speed(100.0, Peak(1e6, "vendor"))
+    speed = Speed(100.0, 1e6)
     return Terminal(console, speed, every=every, clock=clock), stream, clock
 
 
@@ -200,7 +200,7 @@ def test_a_loss_that_is_no_number_does_not_stay() -> None:
 def test_the_bar_of_a_terminal() -> None:
     stream, clock = io.StringIO(), Clock()
     console = Console(file=stream, width=120, force_terminal=True, color_system=None)
-    terminal = Terminal(console, Speed(100.0, Peak(1e6, "measured")), clock=clock)
+    terminal = Terminal(console, Speed(1e6, None), clock=clock)
     terminal.resumed(3)
     for number in range(4, 11):
         clock.now += 0.125
@@ -213,7 +213,7 @@ def test_the_bar_of_a_terminal() -> None:
     seen = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out)
     drawn = re.findall(r"(\d+)/10 loss 2\.0000", seen)
     assert list(dict.fromkeys(drawn)) == ["4", "6", "8", "10"]  # each 0.2 s, and the last
-    assert "1,200 tok/s  MFU* 12.0%  0:02 left" in seen
+    assert "1,200 tok/s  1.2 GFLOP/s  0:02 left" in seen
     assert "going on after step 3\n" in seen
     assert "step 6: accuracy 0.5000" in seen
     assert "step 6: [bold]猫 :cat:\\x1b[2J\\u202e" in seen  # neither markup nor control
@@ -306,9 +306,9 @@ def test_what_a_run_tells_by_default(
 ) -> None:
     peaks: list[torch.dtype] = []
 
-    def peak(device: torch.device, dtype: torch.dtype) -> Peak:
+    def peak(device: torch.device, dtype: torch.dtype) -> float:
         peaks.append(dtype)
-        return Peak(1e9, "measured")
+        return 1e9
 
     monkeypatch.setattr(progress, "peak_flops", peak)
     model = nn.Module()
@@ -319,9 +319,7 @@ def test_what_a_run_tells_by_default(
     assert [e["kind"] for e in read_log(tmp_path / "log.jsonl")] == ["step"]
     assert "step 10/10" in capsys.readouterr().err
     assert peaks == [torch.bfloat16]
-    assert speed_of(model, Shape(5)) == Speed(
-        flops_per_token(model, Shape(5)), Peak(1e9, "measured")
-    )
+    assert speed_of(model, Shape(5)) == Speed(flops_per_token(model, Shape(5)), 1e9)
     run_reports(tmp_path / "none", model, quiet=True).step(step(10))
     assert not (tmp_path / "none").exists()
     run_reports(tmp_path, model)  # without a shape nothing is measured

@@ -11,11 +11,9 @@ so tied weights count where they multiply, and tables that are only looked up do
 
 from __future__ import annotations
 
-import functools
 import re
-import time
 from dataclasses import dataclass
-from typing import Final, Literal, cast
+from typing import Final, cast
 
 import torch
 from torch import nn
@@ -24,8 +22,6 @@ from chumoku.errors import InputError
 
 LOOKED_UP: Final = re.compile(r"(^|\.)(embeddings\.(token|position|segment)|relative_bias)(\.|$)")
 ONCE_A_ROW: Final = re.compile(r"^(pooler|head\.next_sentence)(\.|$)")
-MEASURE_SECONDS: Final = 0.2
-MEASURE_WIDTH: Final = 768
 
 
 @dataclass(frozen=True)
@@ -103,14 +99,6 @@ def _attention(name: str, width: int, shape: Shape) -> float:
 # ---- what a device can do ----
 
 
-@dataclass(frozen=True)
-class Peak:
-    """flops: operations a second. source: by the vendor's data sheet, or measured here."""
-
-    flops: float
-    source: Literal["vendor", "measured"]
-
-
 _TERA: Final = 1e12
 # By NVIDIA's data sheets, without sparsity: (part of the device's name, bfloat16 and float16 on
 # tensor cores with float32 sums, TF32, float32). The first that fits decides.
@@ -132,20 +120,19 @@ _DATA_SHEETS: Final = (
 )
 
 
-def peak_flops(device: torch.device, dtype: torch.dtype) -> Peak | None:
-    """The most operations a second. None where nobody has told us: an unknown GPU, a slice of one.
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """The most operations a second. None where nobody has told us: a CPU, an unknown GPU, a slice.
 
-    On a CPU it is measured once for each dtype and number of threads, which takes 0.2 s.
+    It is not measured here: on a machine that others use too, what is measured is too low, and an
+    MFU made of it would flatter.
     """
-    if device.type == "cpu":
-        return _measured(dtype, torch.get_num_threads())
     if device.type != "cuda":
         return None
     tf32 = torch.get_float32_matmul_precision() != "highest"
     return peak_by_name(torch.cuda.get_device_name(device), dtype, tf32=tf32)
 
 
-def peak_by_name(name: str, dtype: torch.dtype, *, tf32: bool = False) -> Peak | None:
+def peak_by_name(name: str, dtype: torch.dtype, *, tf32: bool = False) -> float | None:
     """A GPU's peak by its data sheet. tf32: float32 matrices are multiplied as TF32."""
     if "MIG" in name:
         return None
@@ -157,20 +144,5 @@ def peak_by_name(name: str, dtype: torch.dtype, *, tf32: bool = False) -> Peak |
                 torch.float16: half,
                 torch.float32: tensor if tf32 else single,
             }
-            return Peak(by_dtype[dtype] * _TERA, "vendor") if dtype in by_dtype else None
+            return by_dtype[dtype] * _TERA if dtype in by_dtype else None
     return None
-
-
-@functools.cache
-def _measured(dtype: torch.dtype, threads: int) -> Peak | None:
-    """The best of many products of two square matrices. No random number is drawn."""
-    del threads  # only part of the key
-    n = MEASURE_WIDTH
-    a = torch.linspace(-1, 1, n * n).reshape(n, n).to(dtype)
-    out = a.clone()
-    best, end = float("inf"), time.perf_counter() + MEASURE_SECONDS
-    with torch.no_grad():
-        while (began := time.perf_counter()) < end:
-            torch.mm(a, a, out=out)
-            best = min(best, time.perf_counter() - began)
-    return Peak(2.0 * n**3 / best, "measured")

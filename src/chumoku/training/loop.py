@@ -232,7 +232,7 @@ class Run:
 
     def _not_finite(self, picked: list[Picked], loss: float, norm: float) -> None:
         """Stop or note it; the weights have not been touched."""
-        where = "; ".join(f"epoch {p.epoch}, examples {p.indices}" for p in picked)
+        where = "; ".join(f"epoch {p.epoch}, examples {self._of_all(p.indices)}" for p in picked)
         what = f"step {self.progress.step + 1}: loss {loss}, gradient norm {norm}"
         self.progress.skipped += 1
         self.progress.in_a_row += 1
@@ -250,6 +250,14 @@ class Run:
     def train(self) -> Result:
         """Go on from the last good snapshot, or begin; to the end, the patience's, or a signal."""
         with self.signals.caught(), self.world.together():
+    def _of_all(self, indices: list[int]) -> list[int]:
+        """The examples of a batch, of which each process takes every so many-th, in its order."""
+        counts = [int(n) for n in self.world.gather(torch.tensor([len(indices)]))]
+        own = torch.full((max(counts),), -1)
+        own[: len(indices)] = torch.tensor(indices, dtype=torch.long)
+        whole = torch.stack(self.world.gather(own), dim=1).flatten()
+        return [index for index in whole.tolist() if index >= 0]
+
             self.resume()
             try:
                 reason = self._steps()

@@ -26,7 +26,7 @@ from torch import nn
 from chumoku.checkpoints.files import FULL_DISK
 from chumoku.checkpoints.ranges import atomic_file
 from chumoku.errors import DependencyError, ResourceError
-from chumoku.training.flops import Peak, Shape, flops_per_token, peak_flops
+from chumoku.training.flops import Shape, flops_per_token, peak_flops
 
 LINE_EVERY: Final = 10.0
 """Seconds between two lines where stderr is no terminal."""
@@ -191,15 +191,18 @@ def _finite(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Speed:
-    """What MFU is made of: the operations of a token, and the device's most a second."""
+    """What MFU is made of: the operations of a token, and the device's most a second (None: nobody
+    has told us)."""
 
     flops_per_token: float
-    peak: Peak
+    peak: float | None
 
     def shown(self, tokens_per_second: float) -> str:
-        """MFU in percent; the mark says that the peak was measured and not promised."""
-        mark = "*" if self.peak.source == "measured" else ""
-        return f"MFU{mark} {tokens_per_second * self.flops_per_token / self.peak.flops:.1%}"
+        """MFU in percent; without a peak, the operations a second themselves."""
+        flops = tokens_per_second * self.flops_per_token
+        return (
+            f"{flops / 1e9:,.1f} GFLOP/s" if self.peak is None else f"MFU {flops / self.peak:.1%}"
+        )
 
 
 class Terminal:
@@ -388,7 +391,8 @@ def run_reports(
 ) -> Report:
     """The log in a folder and the terminal; quiet: nothing.
 
-    shape: of one row of a batch; with it MFU is shown. dtype: of the products, else the model's.
+    shape: of one row of a batch; with it MFU, or the operations a second, are shown. dtype: of the
+    products, else the model's.
     """
     if quiet:
         return Reports(())
@@ -396,8 +400,7 @@ def run_reports(
     return Reports((JsonLog(folder / "log.jsonl"), terminal, *more))
 
 
-def speed_of(model: nn.Module, shape: Shape, dtype: torch.dtype | None = None) -> Speed | None:
-    """What is needed for MFU; None where nobody has told us what the device can do."""
+def speed_of(model: nn.Module, shape: Shape, dtype: torch.dtype | None = None) -> Speed:
+    """What is needed for MFU, for a model on its device."""
     first = next(model.parameters())
-    peak = peak_flops(first.device, dtype or first.dtype)
-    return None if peak is None else Speed(flops_per_token(model, shape), peak)
+    return Speed(flops_per_token(model, shape), peak_flops(first.device, dtype or first.dtype))
