@@ -126,7 +126,7 @@ def draw_curves(
     curves = {name: read_curve(log) for name, log in logs.items()}
     metric = _metric(curves, metric)
     heights = [4.0, 1.6, 0.9] if metric else [4.0, 0.9]
-    with _canvas(out, (8.0, sum(heights) + 0.6)) as figure:
+    with canvas(out, (8.0, sum(heights) + 0.6)) as figure:
         grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
         top = figure.add_subplot(grid[0])
         axes = [top, *(figure.add_subplot(grid[n], sharex=top) for n in range(1, len(heights)))]
@@ -203,7 +203,7 @@ def draw_lines(
     for name, (xs, ys) in series.items():
         if len(xs) != len(ys):
             raise InputError(f"{name!r:.60} has {len(xs)} x and {len(ys)} y")
-    with _canvas(path, (7.0, 4.4)) as figure:
+    with canvas(path, (7.0, 4.4)) as figure:
         axis = figure.add_subplot()
         for (name, points), colour in zip(series.items(), _colours(len(series)), strict=True):
             axis.plot(*points, "o-", color=colour, markersize=4, label=_label(name))
@@ -244,7 +244,7 @@ def _colours(count: int) -> list[str]:
 
 
 @contextmanager
-def _canvas(path: Path, size: tuple[float, float]) -> Iterator[Any]:
+def canvas(path: Path, size: tuple[float, float]) -> Iterator[Any]:
     """A figure that becomes the file when the body ends. It never opens a window."""
     if path.suffix not in FORMATS:
         raise InputError(f"no picture is written as {path.suffix!r:.20}", where=path, advice=".svg")

@@ -137,7 +137,12 @@ class Run:
         self.identity = {"training": asdict(settings), **(identity or {})}
         randomness.seed_all(settings.seed + self.world.rank)
         self.batches = batches_of(
-            task.examples, settings.batching, settings.seed, self.world.rank, self.world.size
+            task.examples,
+            settings.batching,
+            settings.seed,
+            self.world.rank,
+            self.world.size,
+            note=report.note,
         )
         self.epoch_steps = max(1, math.ceil(self.batches.batches_per_epoch / settings.accumulate))
         self.steps = settings.steps or max(1, round(settings.epochs * self.epoch_steps))
@@ -245,11 +250,6 @@ class Run:
             )
         self.report.note(f"{what}: skipped [{where}]")
 
-    # ---- the run ----
-
-    def train(self) -> Result:
-        """Go on from the last good snapshot, or begin; to the end, the patience's, or a signal."""
-        with self.signals.caught(), self.world.together():
     def _of_all(self, indices: list[int]) -> list[int]:
         """The examples of a batch, of which each process takes every so many-th, in its order."""
         counts = [int(n) for n in self.world.gather(torch.tensor([len(indices)]))]
@@ -258,6 +258,11 @@ class Run:
         whole = torch.stack(self.world.gather(own), dim=1).flatten()
         return [index for index in whole.tolist() if index >= 0]
 
+    # ---- the run ----
+
+    def train(self) -> Result:
+        """Go on from the last good snapshot, or begin; to the end, the patience's, or a signal."""
+        with self.signals.caught(), self.world.together():
             self.resume()
             try:
                 reason = self._steps()
@@ -577,7 +582,11 @@ def _recomputing(block: nn.Module) -> Any:
 def _differences(a: Any, b: Any, path: str = "") -> Iterator[str]:
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         for key in {*a, *b}:
-            yield from _differences(a.get(key), b.get(key), f"{path}.{key}" if path else str(key))
+            where = f"{path}.{key}" if path else str(key)
+            if key in a and key in b:
+                yield from _differences(a[key], b[key], where)
+            elif a.get(key) or b.get(key):  # what a version does not know is off there
+                yield where
     elif isinstance(a, list | tuple) and isinstance(b, list | tuple):
         if list(a) != list(b):
             yield path

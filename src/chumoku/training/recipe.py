@@ -78,7 +78,9 @@ class DataSection:
     text that comes in tokens (en, ja, none). format: by the file's ending where absent. columns:
     the task's name of a column -> the file's. encoding: found out where absent. max_rejects:
     largest share of bad rows. limit: so many rows of train at most. holdout: without `evaluation`,
-    this share of train is kept for it (every n-th row).
+    this share of train is kept for it (every n-th row). stream: train is read while it is trained
+    on, by lines of text or JSONL or from the hub, for objectives that learn from texts; then
+    [training] steps says how long.
     """
 
     train: str | tuple[str, ...] = ()
@@ -92,6 +94,7 @@ class DataSection:
     limit: int | None = None
     holdout: float = 0.0
     detokenise: tuple[str, ...] = ()
+    stream: bool = False
 
 
 @dataclass(frozen=True)

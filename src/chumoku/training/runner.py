@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import nn
@@ -35,7 +35,8 @@ from chumoku.text import Tokenizer, load_tokenizer
 from chumoku.text.load import TOKENIZER_FILES
 from chumoku.training import randomness, stabilising
 from chumoku.training.curves import draw_curve
-from chumoku.training.data.rows import Table, read_rows
+from chumoku.training.data.rows import Table, own_format, read_rows
+from chumoku.training.data.streaming import RowStream, row_stream
 from chumoku.training.distributed import leave, world_of
 from chumoku.training.flops import Shape
 from chumoku.training.loop import Result, Run
@@ -59,19 +60,24 @@ class Kind:
     head: str
     labels: bool = False
     described: bool = False
-    column: str | None = None
     pools: bool = False
     streams: bool = False
+    column: str | None = None
 
 
 ENDS: Final = (".tar", ".tar.gz", ".zip")
 """Archives of which a folder may be named: `pictures.tar:train`."""
 
+STREAMED: Final = 100_000
+"""So many rows of a stream are what a tokenizer learns from."""
+
 KINDS: Final = {
-    "masked-lm": Kind("masked_lm", "masked-lm", column="text"),
+    "masked-lm": Kind("masked_lm", "masked-lm", streams=True, column="text"),
     "pre-training": Kind("next_sentence", "pre-training", column="sentences"),
-    "causal-lm": Kind("causal_lm", "causal-lm", column="text"),
-    "span-corruption": Kind("span_corruption", "conditional-generation", column="text"),
+    "causal-lm": Kind("causal_lm", "causal-lm", streams=True, column="text"),
+    "span-corruption": Kind(
+        "span_corruption", "conditional-generation", streams=True, column="text"
+    ),
     "seq2seq": Kind("seq2seq", "conditional-generation"),
     "chat": Kind("chat", "causal-lm"),
     "symbols": Kind("symbols", "masked-lm"),
@@ -178,7 +184,8 @@ def train(
 def _shape(recipe: Recipe, task: Task) -> Shape | None:
     """Of a row, for MFU: of the objectives whose rows are all of one length."""
     chosen = {"causal-lm": 1.0, "masked-lm": 0.15, "pre-training": 0.15}.get(recipe.task["kind"])
-    return None if chosen is None else Shape(task.examples.length(0), chosen=chosen)
+    length = task.examples.length(0)
+    return Shape(length, chosen=chosen) if chosen and length else None
 
 
 def _identity(recipe: Recipe) -> dict[str, Any]:
@@ -208,7 +215,10 @@ def prepare(
     tables = read_data(recipe.data, places)
     notes = [str(reject) for table in tables.values() for reject in table.rejects[:20]]
     rows = {name: _column(table.rows, kind.column) for name, table in tables.items()}
-    _hold_out(rows, recipe.data.holdout)
+    if recipe.data.stream:
+        rows["train"] = _stream(recipe, kind, places)
+    else:
+        _hold_out(rows, recipe.data.holdout)
     files = _tokenizer_files(recipe, run_folder, rows["train"])
     labels = (
         tuple(module.labels_of(rows["train"], **_named(module.labels_of, options)))
@@ -220,6 +230,9 @@ def prepare(
     if kind.described:
         problem = module.problem_of(rows["train"], labels, options.get("problem", "auto"))
         loaded = module.described(loaded, problem)
+    if kind.pools:
+        sentence = module.sentence_of(loaded, **_named(module.sentence_of, options))
+        loaded = replace(loaded, sentence=sentence)
     loaded, trained = _changed(recipe, loaded)
     seed = recipe.training.seed
     task = _task(module, loaded, rows["train"], rows.get("evaluation"), options, seed)
@@ -230,9 +243,6 @@ def prepare(
     return Prepared(loaded, task, test, files, (*notes, *found), trained)
 
 
-    if kind.pools:
-        sentence = module.sentence_of(loaded, **_named(module.sentence_of, options))
-        loaded = replace(loaded, sentence=sentence)
 def _kind(name: Any) -> Kind:
     if name not in KINDS:
         raise ConfigError(
@@ -245,47 +255,82 @@ def _kind(name: Any) -> Kind:
 
 def read_data(section: DataSection, places: Sequence[Path]) -> dict[str, Table]:
     """The tables of a [data] section: train, and evaluation and test where they are named."""
-    found = {}
-    for name in ("train", "evaluation", "test"):
-        sources = getattr(section, name)
-        if not sources:
-            continue
-        sources = [sources] if isinstance(sources, str) else list(sources)
-        fallback = section.fallback.get(name)
-        located = [_located(source, places) for source in sources]
-        if None in located:
-            missing = sources[located.index(None)]
-            if fallback is None:
-                raise InputError(
-                    f"there is no {missing!r}",
-                    where=f"[data] {name}",
-                    advice="point --data to the folder that holds it",
-                )
-            located = [str(fallback)]
-        own = located != [fallback]
-        found[name] = read_rows(
-            [place for place in located if place is not None],
-            format=section.format if own else None,
-            columns=section.columns if own else section.fallback.get("columns", {}),
-            encoding=section.encoding,
-            max_rejects=section.max_rejects,
-            limit=section.limit if name == "train" else None,
-            detokenise=section.detokenise,
-        )
-    if "train" not in found:
+    if not section.train:
         raise ConfigError("the recipe names no data to train on", where="[data] train")
+    found = {}
+    for name in ("evaluation", "test") if section.stream else ("train", "evaluation", "test"):
+        if getattr(section, name):
+            place = _place(section, name, places)
+            found[name] = read_rows(
+                place.sources,
+                format=place.format,
+                columns=place.columns,
+                encoding=section.encoding,
+                max_rejects=section.max_rejects,
+                limit=section.limit if name == "train" else None,
+                detokenise=section.detokenise,
+            )
     return found
+
+
+class Place(NamedTuple):
+    """Where the rows of a part of [data] are, and what they look like there."""
+
+    sources: list[str]
+    format: str | None
+    columns: Mapping[str, str]
+
+
+def _place(section: DataSection, name: str, places: Sequence[Path]) -> Place:
+    """The files of train, evaluation or test, or their fallback on the hub."""
+    sources = getattr(section, name)
+    sources = [sources] if isinstance(sources, str) else list(sources)
+    located = [_located(source, places) for source in sources]
+    if None not in located:
+        return Place([str(one) for one in located], section.format, section.columns)
+    fallback = section.fallback.get(name)
+    if fallback is None:
+        raise InputError(
+            f"there is no {sources[located.index(None)]!r}",
+            where=f"[data] {name}",
+            advice="point --data to the folder that holds it",
+        )
+    return Place([str(fallback)], None, section.fallback.get("columns", {}))
+
+
+def _stream(recipe: Recipe, kind: Kind, places: Sequence[Path]) -> RowStream:
+    """The rows of train as a stream. Raises ConfigError for what needs all rows beforehand."""
+    section, settings = recipe.data, recipe.training
+    wrong = {
+        "task kind": not kind.streams and "only " + ", ".join(k for k in KINDS if KINDS[k].streams),
+        "training steps": settings.steps is None and "a stream has no end that is known: set steps",
+        "data holdout": bool(section.holdout) and "name the rows to judge by: [data] evaluation",
+        "data limit": section.limit is not None and "[training] steps says how long",
+        "data encoding": section.encoding not in (None, "utf-8") and "a stream is read as UTF-8",
+    }
+    for name, advice in wrong.items():
+        if advice:
+            raise ConfigError(
+                "does not go with [data] stream",
+                where="[{}] {}".format(*name.split()),
+                advice=advice,
+            )
+    place = _place(section, "train", places)
+    columns = {str(kind.column): str(kind.column)} | dict(place.columns)
+    examples = (settings.steps or 0) * settings.accumulate * settings.batching.batch_size
+    return row_stream(place.sources, place.format, columns, section.max_rejects, examples)
 
 
 def _located(source: str, places: Sequence[Path]) -> str | None:
     """A source as it can be opened; None where no such file is found."""
     if source.startswith(("hf:", "sklearn:")):
         return source
+    format, file = own_format(source)
     for place in (*places, Path()):
-        path = str(place / source)
+        path = str(place / file)
         name = next((path.partition(f"{end}:")[0] + end for end in ENDS if f"{end}:" in path), path)
         if Path(name).exists() or glob.glob(path):
-            return path
+            return path if format is None else f"{format}:{path}"
     return None
 
 
@@ -327,7 +372,8 @@ def _tokenizer_files(recipe: Recipe, run_folder: Path, rows: Any) -> Path | None
         folder = run_folder / "tokenizer"
         if not folder.is_dir():
             settings = build(TokenizerSettings, recipe.tokenizer, "[tokenizer]")
-            train_tokenizer(list(_texts(rows)), settings).save(folder)
+            seen = rows.first(STREAMED) if isinstance(rows, RowStream) else rows
+            train_tokenizer(list(_texts(seen)), settings).save(folder)
         return folder
     if recipe.model.tokenizer is None:
         return None
@@ -512,6 +558,7 @@ def _write_adapter(recipe: Recipe, loaded: Loaded, folder: Path) -> None:
     """PEFT's files in `folder/adapter`; the model itself is then saved merged."""
     from chumoku.adapters.apply import fuse
     from chumoku.adapters.peft_files import save_adapter
+    from chumoku.adapters.peft_folder import write_classes
 
     save_adapter(
         loaded.model,
@@ -522,9 +569,8 @@ def _write_adapter(recipe: Recipe, loaded: Loaded, folder: Path) -> None:
         "default",
         str(recipe.model.source),
     )
+    write_classes(published_config(loaded), folder / "adapter")
     fuse(loaded.model)
 
 
 __all__ = ["KINDS", "Outcome", "prepare", "read_data", "train"]
-    from chumoku.adapters.peft_folder import write_classes
-    write_classes(published_config(loaded), folder / "adapter")

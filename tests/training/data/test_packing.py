@@ -177,7 +177,7 @@ def test_the_remainder_goes_on() -> None:
 def test_a_remainder_that_is_none() -> None:
     packer = Packer(list, 6)
     for wrong in ({}, {"ids": [1], "numbers": []}, {"ids": [1.5], "numbers": [0]}, {"ids": "1"}):
-        with pytest.raises(CheckpointError, match="remainder is damaged"):
+        with pytest.raises(CheckpointError, match="damaged"):
             packer.restore(wrong)
     with pytest.raises(CheckpointError, match="none of rows of 6"):
         packer.restore({"ids": [1] * 6, "numbers": [0] * 6})

@@ -38,6 +38,9 @@ GOOD: list[tuple[str, str | None, str, list[dict[str, Any]]]] = [
     ("a.txt", "whole", "one\r\n\ntwo", [{"text": "one\r\n\ntwo"}]),
     ("a", "documents", "A.\nB.\n\n\nC.", [{"sentences": ["A.", "B."]}, {"sentences": ["C."]}]),
     ("a", "paragraphs", " = Head =\n猫。犬。\n", [{"text": "猫。犬。", "sentences": ["猫。", "犬。"]}]),
+    ("a", "sentences", "猫 は いる 。\n\na cat .\n", [{"text": "猫はいる。", "sentences": ["猫はいる。"]}, {"text": "a cat .", "sentences": ["a cat ."]}]),
+    ("a", "wikitext", " = <unk> = \n A @-@ b . C <unk> d .\n = = Head = = \n E .\n = F = \n G .\n", [{"text": "A-b .\nC d .\nE .", "sentences": ["A-b .", "C d .", "E ."]}, {"text": "G .", "sentences": ["G ."]}]),
+    ("a", "contexts", '{"data": [{"paragraphs": [{"context": "猫 [SEP] A。B。"}, {"context": "C。"}]}]}', [{"text": "A。B。\nC。", "sentences": ["A。", "B。", "C。"]}]),
     ("a", "label-text", "3 a  b\nLOC:x c\n", [{"label": "3", "text": "a  b"}, {"label": "LOC:x", "text": "c"}]),
     ("a.conll", None, "en:a\tB-X\nen:b\tO\n", [{"words": ["a", "b"], "tags": ["B-X", "O"]}]),
     ("a.conll", None, "-DOCSTART- O\n\na NN B-X\n\nb:c O\n", [{"words": ["a"], "tags": ["B-X"]}, {"words": ["b:c"], "tags": ["O"]}]),
@@ -86,6 +89,9 @@ def test_squad(tmp_path: Path) -> None:
     assert rejects(table) == [(3, "not of SQuAD's form: KeyError('question')")]
     with pytest.raises(InputError, match="'paragraphs' is no list"):
         read(tmp_path, '{"data": [{}]}', "a.json")
+    articles = {"data": [{"paragraphs": [{}]}, {"paragraphs": [{"context": "C."}]}]}
+    table = read(tmp_path, json.dumps(articles), "b", format="contexts", max_rejects=ALL)
+    assert rejects(table) == [(1, "a context is no text")]
 
 
 def test_aozora(tmp_path: Path) -> None:
@@ -98,6 +104,23 @@ def test_aozora(tmp_path: Path) -> None:
     table = read(tmp_path, text, "a.txt", format="aozora")
     sentences = ["吾輩は猫である。", "名前は未だ無い。"]
     assert list(table.rows) == [{"text": "".join(sentences), "sentences": sentences}]
+
+
+def test_chapters_of_aozora(tmp_path: Path) -> None:
+    heading = "［＃８字下げ］一［＃「一」は中見出し］\r\n"
+    text = f"{heading}　猫《ねこ》である。\r\n　名はない。\r\n{heading}　犬。\r\n\r\n底本：「全集」\r\n"
+    table = read(tmp_path, text, "a.txt", format="aozora-chapters")
+    assert [row["sentences"] for row in table.rows] == [["猫である。", "名はない。"], ["犬。"]]
+
+
+def test_a_file_names_its_own_format(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("A. B.\nC.\n")
+    table = read_rows([f"paragraphs:{tmp_path}/a.txt", f"sentences:{tmp_path}/[b].txt"])
+    found = [row["sentences"] for row in table.rows]
+    assert found == [["A.", "B."], ["C."], ["A. B."], ["C."]]
+    with pytest.raises(InputError, match="no such file"):
+        read_rows(f"paragraphs:{tmp_path}/none.txt")
 
 
 # ---- rows that are rejected ----
@@ -369,6 +392,9 @@ REAL: list[tuple[list[str], dict[str, Any], int, int, set[str]]] = [
     (["mnist/t10k-images-idx3-ubyte.gz", "mnist/t10k-labels-idx1-ubyte.gz"], {"format": "idx"}, 10_000, 0, {"image", "label"}),
     (["aozora/wagahaiwa_nekodearu.txt"], {"format": "aozora"}, 2245, 0, {"text", "sentences"}),
     (["shakespeare/input.txt"], {"format": "whole"}, 1, 0, {"text"}),
+    (["aozora/wagahaiwa_nekodearu.txt"], {"format": "aozora-chapters"}, 11, 0, {"text", "sentences"}),
+    (["jglue/jsquad-v1.3/valid-v1.3.json"], {"format": "contexts"}, 59, 0, {"text", "sentences"}),
+    (["wikitext2/valid.txt"], {"format": "wikitext"}, 60, 0, {"text", "sentences"}),
     (["wikitext2/valid.txt"], {"format": "paragraphs"}, 1841, 0, {"text", "sentences"}),
 ]  # fmt: skip
 

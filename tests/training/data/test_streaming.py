@@ -54,7 +54,7 @@ SOURCES: dict[str, Callable[[Path], Source]] = {
     "hub": hub,
 }
 STAGES: dict[str, Callable[[], Stage]] = {
-    "each": lambda: Each(lambda row: int(row["text"])),
+    "each": lambda: Each(lambda row: [int(row["text"])]),
     "packed": lambda: Packer(ids_of, 8),
     "overlapping": lambda: Packer(ids_of, 5, overlap=1),
 }

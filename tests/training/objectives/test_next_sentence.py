@@ -9,12 +9,14 @@ import pytest
 import torch
 from training.objectives import tiny
 
-from chumoku.errors import InputError
+from chumoku.errors import ConfigError, InputError
 from chumoku.models import bert
+from chumoku.training.metrics import wilson_lower
 from chumoku.training.objectives import masked_lm, next_sentence
 from chumoku.training.objectives.encoded import Pieces
 from chumoku.training.objectives.next_sentence import IS_NEXT, NOT_NEXT, Chunk
-from chumoku.training.task import generator
+from chumoku.training.objectives.vocabulary import unigram_loss
+from chumoku.training.task import IGNORED, generator
 
 CONFIG = bert.Config(
     width=24,
@@ -178,17 +180,48 @@ def test_joint_loss_is_the_sum_of_two_means(dtype: torch.dtype) -> None:
     assert abs(float((task.loss(model, unsegmented).total / M).detach()) - expected) > 1e-3
 
 
-def test_wilson_bound() -> None:
-    """Solved by bisection from its definition: |share - p| = z sqrt(p (1 - p) / n)."""
-    for right, total in ((55, 100), (560, 1000), (3, 3), (0, 9)):
-        share = right / total
-        low, high = 0.0, share
-        for _ in range(80):
-            p = (low + high) / 2
-            within = share - p <= next_sentence.Z_95 * math.sqrt(p * (1 - p) / total)
-            low, high = (low, p) if within else (p, high)
-        assert abs(next_sentence.wilson_lower(right, total) - high) < 1e-9
-    assert next_sentence.wilson_lower(0, 0) == 0.0
+def test_what_stands_alone_is_masked_without_a_pair() -> None:
+    loaded = tiny.created(CONFIG, "pre-training", "english")
+    tokenizer: Any = loaded.tokenizer
+    single = [
+        ["the cat."],
+        ["the king is at the tower."],
+        ["a city."],
+        ["mary works."],
+        ["london."],
+    ]
+    texts = [*TEXTS, *single]
+    task = next_sentence.task(loaded, texts, evaluation=texts, length=24, short=0.0, alone=0.5)
+    pairs = next_sentence.task(loaded, TEXTS, length=24, short=0.0)
+    assert len(task.examples) == len(pairs.examples) + 2  # half of five, rounded down
+    seen = set()
+    for epoch in range(2):
+        for index in range(len(task.examples)):
+            masked, label = task.examples.example(index, epoch)
+            alone = index >= len(pairs.examples)
+            assert (label == IGNORED) == alone
+            assert int((masked.ids_T == tokenizer.sep_id).sum()) == (1 if alone else 2)
+            if alone:
+                assert len(masked.ids_T) <= task.examples.length(index)
+                assert not masked.segments_T.any()
+                seen.add(
+                    tuple(masked.ids_T.index_copy(0, masked.places_M, masked.targets_M).tolist())
+                )
+    assert len(seen) == 4  # others in the second epoch
+    batch = task.collate([task.examples.example(i, 0) for i in range(len(task.examples))][-2:])
+    made = task.loss(loaded.model, batch)
+    assert float(made.parts["next_sentence"].detach()) == 0.0
+    assert math.isfinite(float(made.total.detach()))
+    assert task.evaluate is not None
+    assert tiny.metrics(task, loaded.model)["next_sentence_pairs"] == len(pairs.examples)
+    with pytest.raises(ConfigError, match="alone"):
+        next_sentence.task(loaded, TEXTS, alone=1.5)
+
+
+def test_the_loss_of_frequencies() -> None:
+    learnt = [torch.tensor([0, 0, 1], dtype=torch.int32), torch.tensor([0], dtype=torch.int32)]
+    expected = -(math.log(4 / 7) + math.log(1 / 7)) / 2
+    assert abs(unigram_loss([0, 2], learnt, 3) - expected) < 1e-12
 
 
 def test_training_learns_both() -> None:
@@ -206,8 +239,9 @@ def test_training_learns_both() -> None:
     after = tiny.metrics(task, loaded.model)
     assert after["loss"] < before["loss"] - 1.5
     assert after["masked_loss"] < before["masked_loss"] - 1.0
+    assert after["unigram_loss"] >= after["unigram_entropy"] > 0.0
     assert after["next_sentence_pairs"] == len(task.examples)
-    assert after["next_sentence_lower_95"] == next_sentence.wilson_lower(
+    assert after["next_sentence_lower_95"] == wilson_lower(
         round(after["next_sentence_accuracy"] * len(task.examples)), len(task.examples)
     )
     assert after == tiny.metrics(task, loaded.model)

@@ -7,10 +7,11 @@ nothing is dropped without a word, and a broken line never shifts the ones after
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from chumoku.training.data.decoding import lines_of
+from chumoku.training.data.detokenising import japanese
 
 Record = dict[str, Any]
 Found = Iterator[tuple[int, Record | str]]
@@ -56,6 +57,17 @@ ENDS: Final = re.compile(r"(?<=[。！？])(?![」』）。！？])|(?<=[.!?])\s
 """Where a sentence ends: after 。！？ outside of brackets, or after .!? before a capital."""
 
 
+def read_sentences(text: str) -> Found:
+    """Each line a document of one sentence. Japanese words that stand apart are put together.
+
+    -> {"text", "sentences"}
+    """
+    for number, line in lines_of(text):
+        line = japanese(line.strip())
+        if line:
+            yield number, too_long(line) or {"text": line, "sentences": [line]}
+
+
 def read_paragraphs(text: str) -> Found:
     """A paragraph a line, cut into sentences; headings (= … =) are left out.
 
@@ -68,6 +80,47 @@ def read_paragraphs(text: str) -> Found:
         yield number, too_long(line) or {"text": line, "sentences": sentences_of(line)}
 
 
+TITLE: Final = re.compile(r"= [^=].* =")
+JOINED: Final = re.compile(r" @(.)@ ")
+UNKNOWN: Final = re.compile(r"<unk> ?")
+
+
+def read_wikitext(text: str) -> Found:
+    """WikiText's articles: each begins with a title, `= Title =`; headings are left out.
+
+    Its marks inside numbers and words ("1 @,@ 000") become plain ones, and the place of a word that
+    the published text has lost (<unk>) is closed. -> {"text", "sentences"}
+    """
+    for number, document in _parted(text, 0, lambda line: bool(TITLE.fullmatch(line)), "= "):
+        clean = [UNKNOWN.sub("", JOINED.sub(r"\1", sentence)) for sentence in document]
+        yield number, _document(clean)
+
+
+def _parted(
+    text: str, before: int, begins: Callable[[str], bool], heading: str
+) -> Iterator[tuple[int, list[str]]]:
+    """(line, sentences) of documents, a new one from each line on where one begins.
+
+    before: lines before the text. heading: how a line begins that is left out.
+    """
+    sentences: list[str] = []
+    start = 1
+    for number, line in lines_of(text):
+        line = line.strip().strip("\u3000")
+        if begins(line):
+            if sentences:
+                yield before + start, sentences
+            sentences, start = [], number
+        elif line and not line.startswith(heading):
+            sentences += sentences_of(line)
+    if sentences:
+        yield before + start, sentences
+
+
+def _document(sentences: list[str]) -> Record:
+    return {"text": "\n".join(sentences), "sentences": sentences}
+
+
 def sentences_of(text: str) -> list[str]:
     """Cut behind the marks that end a sentence."""
     return [part.strip() for part in ENDS.split(text) if part.strip()]
@@ -76,6 +129,7 @@ def sentences_of(text: str) -> list[str]:
 RULE: Final = re.compile(r"^-{20,}\r?$", re.MULTILINE)
 NOTES: Final = re.compile(r"《[^》]*》|［＃[^］]*］|｜")
 COLOPHON: Final = re.compile(r"^底本：", re.MULTILINE)
+HEADING: Final = "見出し］"
 
 
 def read_aozora(text: str) -> Found:
@@ -83,16 +137,28 @@ def read_aozora(text: str) -> Found:
 
     -> {"text", "sentences"}. The form is that of the legend at the head of each file.
     """
-    rules = [match.end() for match in RULE.finditer(text)]
-    start = rules[1] if len(rules) > 1 else 0
-    end = COLOPHON.search(text, start)
-    before = text.count("\n", 0, start)
-    body = text[start : end.start() if end else len(text)]
+    body, before = _aozora_body(text)
     for number, line in lines_of(body):
-        heading = "見出し］" in line
+        heading = HEADING in line
         line = NOTES.sub("", line).strip().strip("\u3000")
         if line and not heading:
             yield before + number, {"text": line, "sentences": sentences_of(line)}
+
+
+def read_aozora_chapters(text: str) -> Found:
+    """The same; a chapter, from its heading on, is one document. -> {"text", "sentences"}"""
+    body, before = _aozora_body(text)
+    lines = (HEADING if HEADING in line else NOTES.sub("", line) for _, line in lines_of(body))
+    for number, sentences in _parted("\n".join(lines), before, HEADING.__eq__, HEADING):
+        yield number, _document(sentences)
+
+
+def _aozora_body(text: str) -> tuple[str, int]:
+    """What stands between legend and colophon, and how many lines are before it."""
+    rules = [match.end() for match in RULE.finditer(text)]
+    start = rules[1] if len(rules) > 1 else 0
+    end = COLOPHON.search(text, start)
+    return text[start : end.start() if end else len(text)], text.count("\n", 0, start)
 
 
 def read_label_text(text: str) -> Found:

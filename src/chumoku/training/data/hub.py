@@ -53,11 +53,25 @@ def read_hub(name: str, columns: Mapping[str, str]) -> Table:
     HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT and HF_TOKEN mean what they mean everywhere. Raises
     SourceError.
     """
+    return _table(_loaded(name, streaming=False), columns, name)
+
+
+def open_hub(name: str, columns: Mapping[str, str]) -> Any:
+    """The same as an IterableDataset under our names; rows are fetched as they are asked for."""
+    data = _loaded(name, streaming=True)
+    if data.column_names is not None:
+        check_columns(columns, data.column_names, name)
+    moved = {theirs: ours for ours, theirs in columns.items() if ours != theirs}
+    return data.rename_columns(moved) if moved else data
+
+
+def _loaded(name: str, *, streaming: bool) -> Any:
     path, _, split = name.removeprefix("hf:").partition(":")
     parts = path.split("/", 2)
     config = parts[2] if len(parts) == 3 else None
+    load, split = datasets_library().load_dataset, split or "train"
     try:
-        data = datasets_library().load_dataset("/".join(parts[:2]), config, split=split or "train")
+        return load("/".join(parts[:2]), config, split=split, streaming=streaming)
     except DependencyError:
         raise
     except Exception as error:  # as above
@@ -66,7 +80,6 @@ def read_hub(name: str, columns: Mapping[str, str]) -> Table:
             where=name,
             advice="check its name and the network, or point --data to a local copy",
         ) from error
-    return _table(data, columns, name)
 
 
 def _table(data: Any, columns: Mapping[str, str], where: str) -> Table:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from chumoku.training.data.decoding import lines_of
-from chumoku.training.data.formats import Found, Record, too_long
+from chumoku.training.data.formats import Found, Record, sentences_of, too_long
 
 SPACE: Final = re.compile(r"[ \t\r\n]*")
 
@@ -131,6 +131,23 @@ def _squad(articles: list[Any]) -> Found:
             for asked in _listed(paragraph, "qas"):
                 number += 1
                 yield number, _question(asked, paragraph)
+
+
+def read_contexts(text: str) -> Found:
+    """The articles of SQuAD's {"data": [...]}: all paragraphs of one are a document.
+
+    JSQuAD's title before each paragraph ("title [SEP] …") is left out. -> {"text", "sentences"}
+    """
+    whole = _parsed(text)
+    for number, article in enumerate(_listed(whole, "data"), 1):
+        paragraphs = _listed(article, "paragraphs")
+        found = [p.get("context") if isinstance(p, Mapping) else None for p in paragraphs]
+        contexts = [c.rpartition(" [SEP] ")[2] for c in found if isinstance(c, str)]
+        if len(contexts) < len(found):
+            yield number, "a context is no text"
+            continue
+        sentences = [one for context in contexts for one in sentences_of(context)]
+        yield number, {"text": "\n".join(contexts), "sentences": sentences}
 
 
 def _listed(value: Any, name: str) -> list[Any]:

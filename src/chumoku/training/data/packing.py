@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeGuard
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -152,23 +152,27 @@ class Packer:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Raises CheckpointError for what is no remainder of such rows."""
-        ids, numbers = state.get("ids"), state.get("numbers")
-        if not _are_integers(ids) or not _are_integers(numbers) or len(ids) != len(numbers):
+        ids, numbers = integers_in(state, "ids"), integers_in(state, "numbers")
+        if len(ids) != len(numbers):
             raise CheckpointError("the packer's remainder is damaged")
         if len(ids) >= self.size:
             raise CheckpointError(
                 f"a remainder of {len(ids)} tokens is none of rows of {self.size}",
                 advice="go on with the length of the run, or start a new one",
             )
-        self._ids, self._numbers = list(ids), list(numbers)
+        self._ids, self._numbers = ids.copy(), numbers.copy()
 
 
 def _packed(ids: list[int], numbers: list[int]) -> Packed:
     return Packed(torch.tensor(ids), torch.tensor(numbers) - numbers[0])
 
 
-def _are_integers(values: Any) -> TypeGuard[list[int]]:
-    return isinstance(values, list) and all(type(value) is int for value in values)
+def integers_in(state: Mapping[str, Any], name: str) -> list[int]:
+    """The whole numbers of a stage's state. Raises CheckpointError where they are none."""
+    values = state.get(name)
+    if not isinstance(values, list) or not all(type(value) is int for value in values):
+        raise CheckpointError("what a snapshot holds of the stream is damaged", where=name)
+    return values
 
 
 # ---- one long array of tokens on the disk ----

@@ -18,7 +18,7 @@ from chumoku.training.data.csv_rows import read_csv
 from chumoku.training.data.decoding import SURROGATE, damage, decoded, lines_of
 from chumoku.training.data.detokenising import DETOKENISERS
 from chumoku.training.data.formats import Found
-from chumoku.training.data.json_rows import read_json, read_jsonl
+from chumoku.training.data.json_rows import read_contexts, read_json, read_jsonl
 from chumoku.training.data.tables import (
     Located,
     Reject,
@@ -35,8 +35,12 @@ READERS: Final[Mapping[str, Callable[[str], Found]]] = {
     "text": formats.read_text,
     "whole": formats.read_whole,
     "documents": formats.read_documents,
+    "sentences": formats.read_sentences,
     "paragraphs": formats.read_paragraphs,
+    "wikitext": formats.read_wikitext,
     "aozora": formats.read_aozora,
+    "aozora-chapters": formats.read_aozora_chapters,
+    "contexts": read_contexts,
     "label-text": formats.read_label_text,
     "conll": formats.read_conll,
     "csv": read_csv,
@@ -77,14 +81,15 @@ def read_rows(
 
     `sklearn:digits:train` and `:test` are scikit-learn's, `pictures.tar:train` a folder of a tar.
     format: a key of READERS (see its function), parquet, images, parallel (files of lines in pairs,
-    sources and targets) or idx (files in pairs); by the file's ending where absent. columns: our
+    sources and targets) or idx (files in pairs); by the file's ending where absent. A file may name
+    its own before it: `aozora:cat.txt`, as files of several formats have to. columns: our
     name -> the file's. encoding: found out where absent. limit: the first so many rows.
     detokenise: languages of the two sides of parallel text that comes in tokens. Raises InputError
     where more than max_rejects of the rows are bad, where a column is missing, or where a file is
     none; SourceError where the hub's data cannot be had.
     """
     given = [source] if isinstance(source, str | os.PathLike) else source
-    names = [name for pattern in given for name in _files(os.fspath(pattern))]
+    names = [name for pattern in given for name in files_of(os.fspath(pattern))]
     if not names:
         raise InputError("no file is named")
     if format is not None and format not in FORMATS:
@@ -102,14 +107,30 @@ def read_rows(
     return Table(rows, table.rejects, table.encoding, ", ".join(names), dict(columns or {}))
 
 
-def _files(name: str) -> list[str]:
+def files_of(name: str) -> list[str]:
     """A pattern's files in order of their names; anything else stands for itself."""
-    if name.startswith(("hf:", "sklearn:")) or Path(name).exists() or not glob.has_magic(name):
+    format, path = own_format(name)
+    if name.startswith(("hf:", "sklearn:")) or Path(path).exists() or not glob.has_magic(path):
         return [name]
-    found = sorted(glob.glob(name, recursive=True))
+    found = sorted(glob.glob(path, recursive=True))
     if not found:
         raise InputError("no file fits this pattern", where=name)
-    return found
+    return found if format is None else [f"{format}:{one}" for one in found]
+
+
+def own_format(name: str) -> tuple[str | None, str]:
+    """`aozora:cat.txt` -> the format and the file; (None, name) where it names none."""
+    format, colon, rest = name.partition(":")
+    return (format, rest) if colon and format in READERS else (None, name)
+
+
+def format_of(name: str) -> str:
+    """By the ending of a file's name. Raises InputError."""
+    path = Path(name)
+    ending = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    if ending.lower() not in ENDINGS:
+        raise _unknown("the format of this file is not known", name)
+    return ENDINGS[ending.lower()]
 
 
 def _unknown(what: str, where: str) -> InputError:
@@ -125,13 +146,11 @@ def _read_one(
         return pictures.read_digits(name)
     if format == "images" or (format is None and pictures.is_pictures(name)):
         return pictures.read_pictures(name)
-    path = Path(name)
+    own, name = own_format(name)
+    path, format = Path(name), own or format
     if not path.is_file():
         raise InputError("there is no such file", where=name)
-    ending = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    format = format or ENDINGS.get(ending.lower())
-    if format is None:
-        raise _unknown("the format of this file is not known", name)
+    format = format or format_of(name)
     if format == "parquet":
         return hub.read_parquet(name, columns)
     return _from_text(path, format, encoding, columns)

@@ -13,11 +13,15 @@ from chumoku.training.data.batching import count_in
 from chumoku.training.data.decoding import damage
 from chumoku.training.data.formats import MAX_LINE, Record, too_long
 from chumoku.training.data.json_rows import object_of
-from chumoku.training.data.tables import Reject, check_rejects
+from chumoku.training.data.tables import Reject, check_rejects, renamed
+
+Note = Callable[[str], None]
 
 
 class Source(Protocol):
-    """The rows of one epoch after another. `state` is JSON."""
+    """The rows of one epoch after another. `state` is JSON. note: told of rows that are no good."""
+
+    note: Note | None
 
     def start(self, epoch: int) -> None:
         """Go to the first row of an epoch."""
@@ -36,6 +40,8 @@ class Source(Protocol):
 
 class Reopened:
     """Any rows that can be opened at a number: open(epoch, row) -> an iterator from there on."""
+
+    note: Note | None = None
 
     def __init__(self, open: Callable[[int, int], Iterator[Any]]) -> None:
         self.open = open
@@ -62,10 +68,13 @@ class HubRows:
     """An IterableDataset of the datasets library (`streaming=True`), by its own state_dict.
 
     Do not shuffle it: its shuffling keeps a buffer that no state holds. Windows are shuffled here.
+    texts: columns in which each row must have a text, else InputError is raised.
     """
 
-    def __init__(self, data: Any) -> None:
-        self.data = data
+    note: Note | None = None
+
+    def __init__(self, data: Any, texts: Sequence[str] = ()) -> None:
+        self.data, self.texts = data, texts
         self._rows: Iterator[Any]
         self._loaded: dict[str, Any] | None
         self._start: dict[str, Any] = data.state_dict()
@@ -77,6 +86,13 @@ class HubRows:
     def __next__(self) -> Any:
         row = next(self._rows)
         self._loaded = None
+        for name in self.texts:
+            if not isinstance(row.get(name), str):
+                raise InputError(
+                    f"a row of the stream has no text in {name!r}: it has {row.get(name)!r:.60}",
+                    where="[data] columns",
+                    advice=f"its columns are {', '.join(map(str, row))}",
+                )
         return row
 
     def state(self) -> dict[str, Any]:
@@ -98,17 +114,28 @@ LINE_READERS: Final[Mapping[str, Callable[[str], Record | str]]] = {
 }
 JUDGED_FROM: Final = 1000
 """Rows after which the share of bad ones is held against its limit."""
+NOTED: Final = 20
+"""So many bad rows of an epoch are told of one by one."""
 
 
 class LineRows:
     """Lines of files of any size, in UTF-8, also .gz: format "text" or "jsonl".
 
+    columns: our name -> the file's, for columns in which each row must have a text.
     Rows that cannot be used are in `rejects`; InputError is raised where they are more than
     max_rejects of all, after a thousand rows and at the end of an epoch. A state is the place in
     bytes, so resuming does not read what came before it (but unpacks it again, in a .gz).
     """
 
-    def __init__(self, names: Sequence[str], format: str, max_rejects: float = 0.01) -> None:
+    note: Note | None = None
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        format: str,
+        max_rejects: float = 0.01,
+        columns: Mapping[str, str] | None = None,
+    ) -> None:
         self._stream: IO[bytes] | gzip.GzipFile | None = None
         if format not in LINE_READERS:
             known = ", ".join(LINE_READERS)
@@ -116,6 +143,7 @@ class LineRows:
         if not names:
             raise InputError("no file is named")
         self.names, self.format, self.max_rejects = list(names), format, max_rejects
+        self.columns = columns or {}
         self.rejects: list[Reject] = []
         self._bytes = sum(map(_size, self.names))
         self.start(0)
@@ -132,14 +160,24 @@ class LineRows:
                 continue
             text = line.decode("utf-8", "surrogateescape")
             fault = too_long(text) or damage(text, "utf-8")
-            found = fault or LINE_READERS[self.format](text)
+            found = fault or self._read(text)
             self._rows += 1
             if not isinstance(found, str):
                 return found
             self._bad += 1
             self.rejects.append(Reject(self.names[self._file], self._line, found))
+            if self.note is not None and self._bad <= NOTED:
+                self.note(str(self.rejects[-1]))
             if self._rows >= JUDGED_FROM:
                 self._judge()
+
+    def _read(self, text: str) -> Record | str:
+        """The row of a line under our names, or what is wrong with it."""
+        found = LINE_READERS[self.format](text)
+        if isinstance(found, str):
+            return found
+        wrong = next((c for c in self.columns.values() if not isinstance(found.get(c), str)), None)
+        return renamed(found, self.columns) if wrong is None else f"no text in column {wrong!r}"
 
     def _next_line(self) -> bytes:
         """The next line of all files, without its end. Of one that is too long, its beginning."""

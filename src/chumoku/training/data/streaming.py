@@ -11,16 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from functools import partial
+from itertools import islice, takewhile
 from typing import Any, Final, Protocol
 
 import numpy as np
+import torch
 
 from chumoku.errors import CheckpointError, InputError
 from chumoku.training.data.batching import Batches, Batching, Picked, count_in
+from chumoku.training.data.hub import open_hub
 from chumoku.training.data.order import permuted
-from chumoku.training.data.sources import Source
-from chumoku.training.task import Examples
+from chumoku.training.data.rows import files_of, format_of
+from chumoku.training.data.sources import HubRows, LineRows, Source
+from chumoku.training.task import Examples, generator
 
 _END: Final = object()
 
@@ -38,13 +42,13 @@ class Stage(Protocol):
 
 
 class Each:
-    """A stage that makes one example of each row."""
+    """A stage that makes examples of each row alone: none, one or several."""
 
-    def __init__(self, function: Callable[[Any], Any]) -> None:
+    def __init__(self, function: Callable[[Any], Sequence[Any]]) -> None:
         self.function = function
 
     def add(self, row: Any) -> Sequence[Any]:
-        return [self.function(row)]
+        return self.function(row)
 
     def flush(self) -> Sequence[Any]:
         return []
@@ -56,19 +60,105 @@ class Each:
         pass
 
 
+class Changed:
+    """The examples of another stage as examples of an objective, which may draw (a mask, spans).
+
+    function: (example, generator) -> examples. The random numbers depend on the seed and on how
+    many examples there were before, in all epochs; that number is part of the state.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        function: Callable[[Any, torch.Generator], Sequence[Any]],
+        seed: int = 0,
+    ) -> None:
+        self.stage, self.function, self.seed = stage, function, seed
+        self._count = 0
+
+    def add(self, row: Any) -> Sequence[Any]:
+        return self._changed(self.stage.add(row))
+
+    def flush(self) -> Sequence[Any]:
+        return self._changed(self.stage.flush())
+
+    def _changed(self, examples: Sequence[Any]) -> list[Any]:
+        found: list[Any] = []
+        for example in examples:
+            found += self.function(example, generator(self.seed, 0, self._count))
+            self._count += 1
+        return found
+
+    def state(self) -> dict[str, Any]:
+        return {"inner": self.stage.state(), "count": self._count}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Raises CheckpointError for what is no state of such a stage."""
+        inner = state.get("inner")
+        if not isinstance(inner, Mapping):
+            raise CheckpointError("the place in the stream is damaged")
+        self.stage.restore(inner)
+        self._count = count_in(state, "count")
+
+
+@dataclass(frozen=True)
+class RowStream:
+    """Stands where a task is given its rows: they are read while it trains, each time anew.
+
+    examples: about how many examples an epoch has; nobody knows it before.
+    """
+
+    open: Callable[[], Source]
+    examples: int
+
+    def first(self, count: int) -> list[Any]:
+        """The first rows, read for themselves."""
+        source = self.open()
+        return list(islice(iter(partial(next, source, _END), _END), count))
+
+
+def row_stream(
+    sources: Sequence[str],
+    format: str | None,
+    columns: Mapping[str, str],
+    max_rejects: float,
+    examples: int,
+) -> RowStream:
+    """Files of lines ("text", "jsonl", by their endings where no format is named; patterns and .gz
+    too), or one name on the hub.
+
+    columns: our name -> theirs, of columns that have a text in each row. Raises InputError.
+    """
+    names = [name for source in sources for name in files_of(source)]
+    hub_names = [name for name in names if name.startswith("hf:")]
+    if hub_names:
+        if len(names) > 1:
+            raise InputError("a stream is of files, or of one name on the hub", where=hub_names[0])
+        return RowStream(lambda: HubRows(open_hub(names[0], columns), [*columns]), examples)
+    formats = {format} if format else {format_of(name) for name in names}
+    if len(formats) > 1:
+        raise InputError(
+            f"files of {' and of '.join(sorted(formats))} in one stream", where=names[0]
+        )
+    (kind,) = formats
+    return RowStream(lambda: LineRows(names, kind, max_rejects, columns), examples)
+
+
 @dataclass(frozen=True)
 class Streamed:
-    """Stands where a Task has its Examples. rows: about how many examples an epoch has."""
+    """Stands where a Task has its Examples. rows: about how many examples an epoch has. tokens:
+    of an example, 0 where they differ."""
 
     source: Callable[[], Source]
     stage: Callable[[], Stage]
     rows: int
+    tokens: int = 0
 
     def __len__(self) -> int:
         return self.rows
 
     def length(self, index: int) -> int:
-        return 0
+        return self.tokens
 
     def example(self, index: int, epoch: int) -> Any:
         """The first one, whatever the index: for a process that has no share of a batch."""
@@ -205,10 +295,19 @@ class StreamBatches:
 
 
 def batches_of(
-    examples: Examples, batching: Batching, seed: int, rank: int = 0, world: int = 1
+    examples: Examples,
+    batching: Batching,
+    seed: int,
+    rank: int = 0,
+    world: int = 1,
+    note: Callable[[str], None] | None = None,
 ) -> Batches | StreamBatches:
-    """The batches of a Task's examples, be they in memory or streamed."""
+    """The batches of a Task's examples, be they in memory or streamed.
+
+    note: is told of rows of a stream that cannot be used.
+    """
     if not isinstance(examples, Streamed):
         return Batches(examples, batching, seed, rank, world)
     source, stage = examples.source(), examples.stage()
+    source.note = note
     return StreamBatches(source, stage, batching, seed, examples.rows, rank, world)

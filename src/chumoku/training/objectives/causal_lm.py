@@ -24,6 +24,8 @@ from chumoku.generation.settings import Settings
 from chumoku.layers.attention import Batch
 from chumoku.loading import Loaded
 from chumoku.text.encoding import Tokenizer
+from chumoku.training.data.packing import Packed, Packer
+from chumoku.training.data.streaming import Changed, RowStream, Stage, Streamed
 from chumoku.training.objectives import encoded
 from chumoku.training.objectives.encoded import Frame, Progress
 from chumoku.training.objectives.masked_lm import check_head
@@ -199,21 +201,35 @@ def spread(examples: Examples, limit: int | None) -> Some:
 # ---- the task ----
 
 
+class Framed:
+    """A text's ids in the tokenizer's frame; end: closed by the end token, where there is one.
+
+    A text without a token has no frame either.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, end: bool) -> None:
+        frame: Frame = encoded.frame_of(tokenizer)
+        self.tokenizer, self.before, self.after = tokenizer, frame.before, frame.after
+        if end and tokenizer.eos_id is not None and tokenizer.eos_id not in self.after:
+            self.after = (*self.after, tokenizer.eos_id)
+
+    def __call__(self, text: str) -> list[int]:
+        ids = self.tokenizer.encode_plain(text)
+        return [*self.before, *ids, *self.after] if ids else []
+
+
 def documents(
     tokenizer: Tokenizer, texts: Sequence[str], end: bool, progress: Progress | None = None
 ) -> list[list[int]]:
-    """Each text in the tokenizer's frame; end: closed by the end token, where there is one."""
-    frame: Frame = encoded.frame_of(tokenizer)
-    closing = frame.after
-    if end and tokenizer.eos_id is not None and tokenizer.eos_id not in closing:
-        closing = (*closing, tokenizer.eos_id)
-    found = encoded.encode_ids(tokenizer, texts, progress)
-    return [[*frame.before, *ids, *closing] for ids in found if ids]
+    """Each text in its frame; those without a token are left out."""
+    framed = Framed(tokenizer, end)
+    found = (framed(text) for text in encoded.reported(texts, progress, "tokenising"))
+    return [ids for ids in found if ids]
 
 
 def task(
     loaded: Loaded,
-    texts: Sequence[Any],
+    texts: Sequence[Any] | RowStream,
     *,
     evaluation: Sequence[Any] | None = None,
     length: int | None = None,
@@ -228,7 +244,8 @@ def task(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Task:
-    """Learn to go on with a text. texts: strings, or rows with a "text".
+    """Learn to go on with a text. texts: strings, or rows with a "text", or a stream of such rows,
+    whose windows follow each other ("each", from the first token on in every epoch).
 
     length: targets of a window (default: what the model takes). separate, end: see the head of this
     file, and documents(). order: "each" or "random", see Windows. evaluation_limit: most windows of
@@ -252,17 +269,38 @@ def task(
         windows = spread(Windows(judged, length, "fixed", 0), evaluation_limit)
         sizes = text_sizes(tokenizer, held_out, judged)
         evaluate = evaluator(windows, evaluation_batch_size, sizes)
-    trained = stream(encoded.checked_texts(texts, "training text"))
-    sampler = Sampler(
-        tokenizer, sample_prompt, int(trained.ids_N[0]), sample_tokens, sample_temperature, seed
-    )
+    examples: Examples
+    if isinstance(texts, RowStream):
+        if order != "each":
+            raise ConfigError('the windows of a stream follow each other: "each"', where="order")
+        framed = Framed(tokenizer, end)
+        first = next((ids for row in texts.first(10) if (ids := framed(row["text"]))), [0])[0]
+        examples = streamed(texts, framed, length, separate)
+    else:
+        trained = stream(encoded.checked_texts(texts, "training text"))
+        first = int(trained.ids_N[0])
+        examples = Windows(trained, length, order, seed)
+    sampler = Sampler(tokenizer, sample_prompt, first, sample_tokens, sample_temperature, seed)
     return Task(
-        examples=Windows(trained, length, order, seed),
+        examples=examples,
         collate=collate,
         loss=loss,
         evaluate=evaluate,
         sample=sampler,
     )
+
+
+def streamed(texts: RowStream, framed: Framed, length: int, separate: bool) -> Streamed:
+    """Windows of `length` targets, cut out of the documents of a stream end to end."""
+
+    def window(packed: Packed, rng: torch.Generator) -> list[Row]:
+        return [row_of(packed.ids_T, packed.sequences_T if separate else None)]
+
+    def stage() -> Stage:
+        packer = Packer(lambda row: framed(row["text"]), length + 1, overlap=1)
+        return Changed(packer, window)
+
+    return Streamed(texts.open, stage, texts.examples, tokens=length)
 
 
 class Sizes(NamedTuple):

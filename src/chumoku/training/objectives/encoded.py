@@ -70,6 +70,10 @@ class Pieces(NamedTuple):
     def cut(self, start: int, end: int) -> Pieces:
         return Pieces(self.ids_T[start:end], self.words_T[start:end])
 
+    def split(self, room: int) -> list[Pieces]:
+        """Pieces of `room` tokens, the last shorter."""
+        return [self.cut(at, at + room) for at in range(0, len(self.ids_T), room)]
+
 
 def checked_tokenizer(loaded: Loaded) -> Tokenizer:
     """The tokenizer. Raises InputError where there is none, or it has more ids than the model."""

@@ -9,7 +9,7 @@ Shape letters: B batch, T position, D model width, M chosen positions, W words, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, NamedTuple
@@ -17,10 +17,12 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from chumoku.errors import ConfigError, InputError
+from chumoku.errors import CheckpointError, ConfigError, InputError
 from chumoku.layers.attention import Batch
 from chumoku.loading import Loaded
 from chumoku.text.encoding import Tokenizer
+from chumoku.training.data.packing import integers_in
+from chumoku.training.data.streaming import Changed, RowStream, Stage, Streamed
 from chumoku.training.objectives import encoded
 from chumoku.training.objectives.encoded import Frame, Pieces, Progress
 from chumoku.training.objectives.vocabulary import (
@@ -179,25 +181,30 @@ def loss(model: nn.Module, batch: MaskedBatch) -> Loss:
 # ---- examples ----
 
 
+def framed_and_masked(
+    piece: Pieces, frame: Frame, masking: Masking, rng: torch.Generator
+) -> Masked:
+    """A piece of a text in the tokenizer's frame, masked."""
+    parts = (Pieces.of_specials(frame.before), piece, Pieces.of_specials(frame.after))
+    ids_T = torch.cat([part.ids_T for part in parts]).long()
+    return mask_example(ids_T, torch.cat([part.words_T for part in parts]), masking, rng)
+
+
 class MaskedTexts:
     """Pieces of texts in the tokenizer's frame, masked anew in each epoch."""
 
     def __init__(self, pieces: Sequence[Pieces], frame: Frame, masking: Masking, seed: int) -> None:
-        self.pieces, self.masking, self.seed = pieces, masking, seed
-        self.before = Pieces.of_specials(frame.before)
-        self.after = Pieces.of_specials(frame.after)
+        self.pieces, self.frame, self.masking, self.seed = pieces, frame, masking, seed
 
     def __len__(self) -> int:
         return len(self.pieces)
 
     def length(self, index: int) -> int:
-        return len(self.before.ids_T) + len(self.pieces[index].ids_T) + len(self.after.ids_T)
+        return len(self.pieces[index].ids_T) + self.frame.single
 
     def example(self, index: int, epoch: int) -> Masked:
-        parts = (self.before, self.pieces[index], self.after)
-        ids_T = torch.cat([part.ids_T for part in parts]).long()
-        words_T = torch.cat([part.words_T for part in parts])
-        return mask_example(ids_T, words_T, self.masking, generator(self.seed, epoch, index))
+        rng = generator(self.seed, epoch, index)
+        return framed_and_masked(self.pieces[index], self.frame, self.masking, rng)
 
 
 def cut(texts: Sequence[Pieces], length: int, frame: Frame, join: bool) -> list[Pieces]:
@@ -209,21 +216,61 @@ def cut(texts: Sequence[Pieces], length: int, frame: Frame, join: bool) -> list[
     room = length - frame.single
     if join:
         mark = Pieces.of_specials(frame.after)
-        parts = [part for text in texts for part in (text, mark)][:-1]
-        shifted = list(numbered_on([part.words_T for part in parts]))
-        texts = [Pieces(torch.cat([part.ids_T for part in parts]), torch.cat(shifted))]
-    return [
-        text.cut(start, start + room) for text in texts for start in range(0, len(text.ids_T), room)
-    ]
+        texts = [joined([part for text in texts for part in (text, mark)][:-1])]
+    return [piece for text in texts for piece in text.split(room)]
 
 
-def numbered_on(parts: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Word numbers that go on from one text to the next; negative ones stay."""
-    first = 0
-    for words_T in parts:
-        yield torch.where(words_T >= 0, words_T + first, words_T)
-        if len(words_T):
-            first += max(int(words_T.max()) + 1, 0)
+class Joining:
+    """cut() for a stream (data/streaming.py), a text at a time; what is left over waits."""
+
+    def __init__(
+        self, pieces_of: Callable[[Any], Pieces], length: int, frame: Frame, join: bool
+    ) -> None:
+        self.pieces_of, self.room, self.join = pieces_of, length - frame.single, join
+        self.mark = Pieces.of_specials(frame.after)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._rest, self._first = Pieces.of_specials(()), True
+
+    def add(self, row: Any) -> list[Pieces]:
+        text = self.pieces_of(row)
+        if not self.join:
+            return text.split(self.room)
+        whole = joined([text] if self._first else [self._rest, self.mark, text])
+        length = len(whole.ids_T)
+        full = length - length % self.room
+        self._rest, self._first = whole.cut(full, length), False
+        return whole.cut(0, full).split(self.room)
+
+    def flush(self) -> list[Pieces]:
+        rest = self._rest
+        self._begin()
+        return rest.split(self.room)
+
+    def state(self) -> dict[str, Any]:
+        """JSON: the ids and words that wait, and whether no text has come."""
+        ids, words = self._rest.ids_T.tolist(), self._rest.words_T.tolist()
+        return {"ids": ids, "words": words, "first": self._first}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Raises CheckpointError for what is no such state."""
+        ids, words = integers_in(state, "ids"), integers_in(state, "words")
+        if len(ids) != len(words) or len(ids) >= self.room:
+            raise CheckpointError("what is left over of the stream does not fit the run")
+        self._rest = Pieces(*(torch.tensor(each, dtype=torch.int32) for each in (ids, words)))
+        self._first = bool(state.get("first"))
+
+
+def joined(parts: Sequence[Pieces]) -> Pieces:
+    """Pieces end to end. Word numbers go on from one to the next; negative ones stay."""
+    words, first = [], 0
+    for part in parts:
+        own = part.words_T[part.words_T >= 0]
+        lowest = int(own.min()) if len(own) else 0  # of the end of a text it is not 0
+        words.append(torch.where(part.words_T >= 0, part.words_T - lowest + first, part.words_T))
+        first += int(own.max()) - lowest + 1 if len(own) else 0
+    return Pieces(torch.cat([part.ids_T for part in parts]), torch.cat(words))
 
 
 # ---- the task ----
@@ -269,7 +316,7 @@ def check_head(loaded: Loaded, heads: Sequence[str]) -> None:
 
 def task(
     loaded: Loaded,
-    texts: Sequence[Any],
+    texts: Sequence[Any] | RowStream,
     *,
     evaluation: Sequence[Any] | None = None,
     length: int | None = None,
@@ -283,7 +330,7 @@ def task(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Task:
-    """Learn to fill masked tokens in. texts: strings, or rows with a "text".
+    """Learn to fill masked tokens in. texts: strings, or rows with a "text", or a stream of them.
 
     length: tokens of an example (default: what the model takes). join: see cut(). The others: see
     Masking. Evaluation gives loss, perplexity and accuracy over the chosen tokens of one fixed
@@ -307,12 +354,26 @@ def task(
         pieces = encoded.encode_pieces(tokenizer, encoded.checked_texts(some, what), progress)
         return MaskedTexts(cut(pieces, length, frame, join), frame, masking, seed)
 
+    def streamed(stream: RowStream) -> Streamed:
+        def masked(piece: Pieces, rng: torch.Generator) -> list[Masked]:
+            return [framed_and_masked(piece, frame, masking, rng)]
+
+        def pieces_of(row: Any) -> Pieces:
+            return encoded.pieces_of(tokenizer, row["text"])
+
+        def stage() -> Stage:
+            return Changed(Joining(pieces_of, length, frame, join), masked, seed)
+
+        return Streamed(stream.open, stage, stream.examples, tokens=length)
+
     gather = partial(collate, pad=tokenizer.pad_id or 0)
     held_out = None
     if evaluation is not None:
         held_out = examples(evaluation, "evaluation text", EVALUATION_SEED)
     return Task(
-        examples=examples(texts, "training text", seed),
+        examples=streamed(texts)
+        if isinstance(texts, RowStream)
+        else examples(texts, "training text", seed),
         collate=gather,
         loss=loss,
         evaluate=None if held_out is None else evaluator(held_out, gather, evaluation_batch_size),

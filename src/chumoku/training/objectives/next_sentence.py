@@ -2,16 +2,16 @@
 
 An example is two stretches of sentences, [CLS] A [SEP] B [SEP]. Half the time B is what follows A
 in its document (label 0), half the time it comes from another document (label 1). The loss is the
-mean over masked tokens plus the mean over pairs, as published.
+mean over masked tokens plus the mean over pairs, as published. Sentences that stand alone can be
+masked beside the pairs: [CLS] A [SEP], without a label.
 
 Shape letters: B batch, T position, M chosen positions.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from chumoku.errors import ConfigError, InputError
 from chumoku.loading import Loaded
+from chumoku.training.metrics import wilson_lower
 from chumoku.training.objectives import encoded, masked_lm
 from chumoku.training.objectives.encoded import Frame, Pieces, Progress
-from chumoku.training.objectives.masked_lm import Masked, MaskedBatch, Masking, mask_example
+from chumoku.training.objectives.masked_lm import Masked, MaskedBatch, Masking, joined, mask_example
 from chumoku.training.objectives.vocabulary import (
     EVALUATION_SEED,
     Picked,
@@ -31,13 +32,12 @@ from chumoku.training.objectives.vocabulary import (
     entropy,
     evaluation_batches,
     perplexity_of,
+    unigram_loss,
 )
-from chumoku.training.task import Loss, Task, generator
+from chumoku.training.task import IGNORED, Loss, Task, generator
 
 IS_NEXT: Final = 0
 NOT_NEXT: Final = 1
-Z_95: Final = 1.959964
-"""Of the two-sided 95% interval."""
 
 Document = Sequence[Pieces]
 """Sentences in their order."""
@@ -121,9 +121,9 @@ def pair_of(documents: Sequence[Document], chunk: Chunk, room: int, rng: torch.G
     """
     own = documents[chunk.document]
     cut = chunk.start + 1 + _below(chunk.end - chunk.start - 1, rng)
-    first = _joined(own[chunk.start : cut])
+    first = joined(own[chunk.start : cut])
     if _below(2, rng) == IS_NEXT:
-        return Pair(first, _joined(own[cut : chunk.end]), IS_NEXT)
+        return Pair(first, joined(own[cut : chunk.end]), IS_NEXT)
     number = _below(len(documents) - 1, rng)
     other = documents[number + (number >= chunk.document)]
     start = end = _below(len(other), rng)
@@ -131,17 +131,11 @@ def pair_of(documents: Sequence[Document], chunk: Chunk, room: int, rng: torch.G
     while end < len(other) and total < wanted:
         total += len(other[end].ids_T)
         end += 1
-    return Pair(first, _joined(other[start:end]), NOT_NEXT)
+    return Pair(first, joined(other[start:end]), NOT_NEXT)
 
 
 def _below(count: int, rng: torch.Generator) -> int:
     return int(torch.randint(count, (), generator=rng))
-
-
-def _joined(sentences: Sequence[Pieces]) -> Pieces:
-    """One stretch; words are numbered on from sentence to sentence."""
-    words = list(masked_lm.numbered_on([s.words_T for s in sentences]))
-    return Pieces(torch.cat([s.ids_T for s in sentences]), torch.cat(words))
 
 
 def truncate_pair(
@@ -171,15 +165,18 @@ def _trimmed(pieces: Pieces, kept: int, rng: torch.Generator) -> Pieces:
 
 
 class Example(NamedTuple):
+    """label: IGNORED where there is no pair."""
+
     masked: Masked
     label: int
 
 
 class SentencePairs:
-    """A pair for each chunk, drawn and masked anew in each epoch.
+    """A pair for each chunk, drawn and masked anew in each epoch; behind them what stands alone.
 
     short: share of the examples that are cut to a random length, so that short inputs are known too
-    (0.1 in the original tool).
+    (0.1 in the original tool). alone: share of the documents of one sentence that an epoch masks
+    without a pair; the next epoch has others. Above 0 they are no second parts of pairs.
     """
 
     def __init__(
@@ -190,16 +187,22 @@ class SentencePairs:
         masking: Masking,
         short: float,
         seed: int,
+        alone: float = 0.0,
     ) -> None:
-        self.documents = [document for document in documents if document]
+        for name, share in (("short", short), ("alone", alone)):
+            if not 0.0 <= share <= 1.0:
+                raise ConfigError(f"must be between 0 and 1, it is {share}", where=name)
+        self.room = length - frame.pair
+        least = 2 if alone else 1
+        self.documents = [document for document in documents if len(document) >= least]
+        single = [one[0].cut(0, self.room) for one in documents if alone and len(one) == 1]
+        self.alone = sorted(single, key=lambda pieces: len(pieces.ids_T))
+        self.every = round(1 / alone) if alone else 1
         if len(self.documents) < 2:
             raise InputError(
                 "next-sentence prediction needs at least two documents",
                 advice="the second part of half of the pairs comes from another document",
             )
-        if not 0.0 <= short <= 1.0:
-            raise ConfigError(f"must be between 0 and 1, it is {short}", where="short")
-        self.room = length - frame.pair
         sizes = [[len(s.ids_T) for s in document] for document in self.documents]
         self.chunks = chunks_of(sizes, self.room)
         if not self.chunks:
@@ -208,16 +211,22 @@ class SentencePairs:
             min(sum(sizes[c.document][c.start : c.end]), self.room) + frame.pair
             for c in self.chunks
         ]
+        last = self.alone[self.every - 1 :: self.every]
+        self.lengths += [len(pieces.ids_T) + frame.single for pieces in last]
         self.frame, self.masking, self.short, self.seed = frame, masking, short, seed
 
     def __len__(self) -> int:
-        return len(self.chunks)
+        return len(self.lengths)
 
     def length(self, index: int) -> int:
         return self.lengths[index]
 
     def example(self, index: int, epoch: int) -> Example:
         rng = generator(self.seed, epoch, index)
+        if index >= len(self.chunks):  # neighbours in `alone` are of like length
+            number = (index - len(self.chunks)) * self.every + epoch % self.every
+            masked = masked_lm.framed_and_masked(self.alone[number], self.frame, self.masking, rng)
+            return Example(masked._replace(segments_T=torch.zeros_like(masked.ids_T)), IGNORED)
         pair = pair_of(self.documents, self.chunks[index], self.room, rng)
         room = self.room
         if float(torch.rand((), generator=rng)) < self.short:
@@ -226,12 +235,16 @@ class SentencePairs:
         masked = mask_example(*self._framed(first, second), self.masking, rng)
         return Example(masked._replace(segments_T=self._segments(first, second)), pair.label)
 
+    def texts(self) -> Iterator[Tensor]:
+        """ids_T of every sentence."""
+        for document in (*self.documents, self.alone):
+            yield from (pieces.ids_T for pieces in document)
+
     def _framed(self, first: Pieces, second: Pieces) -> tuple[Tensor, Tensor]:
         """ids_T and words_T with the special tokens."""
         before, between, after = (Pieces.of_specials(ids) for ids in self.frame)
-        parts = (before, first, between, second, after)
-        words = masked_lm.numbered_on([part.words_T for part in parts])
-        return torch.cat([part.ids_T for part in parts]).long(), torch.cat(list(words))
+        whole = joined((before, first, between, second, after))
+        return whole.ids_T.long(), whole.words_T
 
     def _segments(self, first: Pieces, second: Pieces) -> Tensor:
         """0 up to the separator between the two, then 1."""
@@ -244,7 +257,7 @@ class SentencePairs:
 
 
 class PairBatch(NamedTuple):
-    """A MaskedBatch, and next_B: 0 where the second part follows the first."""
+    """A MaskedBatch, and next_B: 0 where the second part follows the first, IGNORED for no pair."""
 
     ids_BT: Tensor
     mask_BT: Tensor | None
@@ -265,35 +278,29 @@ def collate(examples: Sequence[Example], *, pad: int) -> PairBatch:
 
 
 def predictions(model: Any, batch: PairBatch) -> tuple[Picked, Picked]:
-    """Logits of the chosen tokens, and of the pairs."""
+    """Logits of the chosen tokens, and of the pairs there are."""
     hidden_BTD = masked_lm.hidden(model, batch.masked)
     masked = masked_lm.predictions(model, hidden_BTD, batch.masked)
-    return masked, Picked(model.head.next_sentence(model.pooler(hidden_BTD)), batch.next_B)
+    paired_B = batch.next_B != IGNORED
+    logits_BC = model.head.next_sentence(model.pooler(hidden_BTD[paired_B]))
+    return masked, Picked(logits_BC, batch.next_B[paired_B])
 
 
 def loss(model: nn.Module, batch: PairBatch) -> Loss:
     """M * (mean over masked tokens + mean over pairs); units: M, the number of masked tokens.
 
-    The published loss is the sum of the two means. parts: masked, next_sentence.
+    The published loss is the sum of the two means; where there is no pair, the first alone. parts:
+    masked, next_sentence.
     """
     masked, pairs = predictions(model, batch)
     M = max(masked.targets_M.numel(), 1)
     of_tokens = cross_entropy(*masked)
-    of_pairs = cross_entropy(*pairs) * (M / pairs.targets_M.numel())
+    of_pairs = cross_entropy(*pairs) * (M / max(pairs.targets_M.numel(), 1))
     parts = {"masked": of_tokens, "next_sentence": of_pairs}
     return Loss(of_tokens + of_pairs, batch.targets_M.new_tensor(M), parts)
 
 
 # ---- the task ----
-
-
-def wilson_lower(right: int, total: int, z: float = Z_95) -> float:
-    """Lower end of Wilson's interval for a share (E. B. Wilson, 1927); 0 for none at all."""
-    if total == 0:
-        return 0.0
-    share, extra = right / total, z * z / total
-    spread = z * math.sqrt((share * (1.0 - share) + extra / 4.0) / total)
-    return (share + extra / 2.0 - spread) / (1.0 + extra)
 
 
 def task(
@@ -303,6 +310,7 @@ def task(
     evaluation: Sequence[Any] | None = None,
     length: int | None = None,
     short: float = 0.1,
+    alone: float = 0.0,
     rate: float = 0.15,
     masked: float = 0.8,
     random: float = 0.1,
@@ -315,10 +323,11 @@ def task(
     """Learn both of BERT's tasks at once; the model has its "pre-training" head.
 
     documents: lists of sentences, or what checked_documents() takes. length: tokens of a pair
-    (default: what the model takes). short: see SentencePairs. The others: see Masking. Evaluation,
-    on one fixed drawing: loss (both), masked_loss, perplexity, masked_accuracy, unigram_entropy (of
-    the masked tokens), next_sentence_accuracy, next_sentence_lower_95 (Wilson's bound) and
-    next_sentence_pairs. Raises InputError, ConfigError.
+    (default: what the model takes). short, alone: see SentencePairs. The others: see Masking.
+    Evaluation, on one fixed drawing: loss (both), masked_loss, perplexity, masked_accuracy,
+    unigram_entropy (of the masked tokens), unigram_loss (of the same, by the frequencies of the
+    training text), next_sentence_accuracy, next_sentence_lower_95 (Wilson's bound) and
+    next_sentence_pairs; without what stands alone. Raises InputError, ConfigError.
     """
     masked_lm.check_head(loaded, ("pre-training",))
     if loaded.config.num_segments < 2:
@@ -335,28 +344,36 @@ def task(
         max_predictions=max_predictions,
     )
 
-    def examples(some: Sequence[Any], seed: int) -> SentencePairs:
+    def examples(some: Sequence[Any], seed: int, alone: float) -> SentencePairs:
         pieces = [
             encoded.encode_pieces(tokenizer, sentences)
             for sentences in encoded.reported(checked_documents(some), progress, "tokenising")
         ]
         full = [[p for p in document if len(p.ids_T)] for document in pieces]
-        return SentencePairs(full, frame, length, masking, short, seed)
+        return SentencePairs(full, frame, length, masking, short, seed, alone)
 
     gather = partial(collate, pad=tokenizer.pad_id or 0)
+    trained = examples(documents, seed, alone)
     evaluate = None
     if evaluation is not None:
-        held_out = examples(evaluation, EVALUATION_SEED)
-        evaluate = evaluator(held_out, gather, evaluation_batch_size)
-    return Task(examples=examples(documents, seed), collate=gather, loss=loss, evaluate=evaluate)
+        held_out = examples(evaluation, EVALUATION_SEED, 0.0)
+        drawn = [held_out.example(i, 0).masked.targets_M for i in range(len(held_out))]
+        targets = torch.cat(drawn).tolist()
+        context_free = {
+            "unigram_entropy": entropy(targets),
+            "unigram_loss": unigram_loss(targets, trained.texts(), tokenizer.vocab_size),
+        }
+        evaluate = evaluator(held_out, gather, evaluation_batch_size, context_free)
+    return Task(examples=trained, collate=gather, loss=loss, evaluate=evaluate)
 
 
 def evaluator(
-    examples: SentencePairs, gather: Callable[[Sequence[Any]], PairBatch], batch_size: int
+    examples: SentencePairs,
+    gather: Callable[[Sequence[Any]], PairBatch],
+    batch_size: int,
+    context_free: Mapping[str, float],
 ) -> Callable[[nn.Module], dict[str, float]]:
-    """Metrics of both tasks over one fixed drawing of the pairs and masks."""
-    drawn = [examples.example(i, 0).masked.targets_M for i in range(len(examples))]
-    unigram_entropy = entropy(torch.cat(drawn).tolist())
+    """Metrics of both tasks over one fixed drawing, beside those of no model at all."""
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         of_tokens, of_pairs = Tally(), Tally()
@@ -369,7 +386,7 @@ def evaluator(
             "masked_loss": tokens.nll,
             "perplexity": perplexity_of(tokens.nll),
             "masked_accuracy": tokens.accuracy,
-            "unigram_entropy": unigram_entropy,
+            **context_free,
             "next_sentence_accuracy": pairs.accuracy,
             "next_sentence_lower_95": wilson_lower(of_pairs.right, pairs.units),
             "next_sentence_pairs": float(pairs.units),

@@ -25,6 +25,8 @@ from torch import Tensor
 from chumoku.errors import ConfigError, InputError
 from chumoku.loading import Loaded
 from chumoku.text.encoding import Tokenizer
+from chumoku.training.data.packing import Packed, Packer
+from chumoku.training.data.streaming import Changed, Each, RowStream, Stage, Streamed
 from chumoku.training.objectives import encoded, seq2seq
 from chumoku.training.objectives.encoded import Progress
 from chumoku.training.objectives.masked_lm import check_head
@@ -170,6 +172,13 @@ class Corruption(NamedTuple):
     closing: bool = False
 
 
+def corrupted(ids_L: Tensor, how: Corruption, rng: torch.Generator) -> Example:
+    """Input and target of at least two tokens of a text."""
+    dropped = span_mask(len(ids_L), rng, how.density, how.mean_span)
+    kept, target = corrupt(ids_L.tolist(), dropped.tolist(), how.sentinels, closing=how.closing)
+    return Example(torch.tensor([*kept, how.end]), torch.tensor([*target, how.end]))
+
+
 class CorruptedTexts:
     """Pieces of texts, corrupted anew in each epoch."""
 
@@ -187,11 +196,7 @@ class CorruptedTexts:
         return max(lengths(raw, how.density, how.mean_span, closing=how.closing))
 
     def example(self, index: int, epoch: int) -> Example:
-        how, ids = self.how, self.pieces[index]
-        rng = generator(self.seed, epoch, index)
-        dropped = span_mask(len(ids), rng, how.density, how.mean_span)
-        kept, target = corrupt(ids.tolist(), dropped.tolist(), how.sentinels, closing=how.closing)
-        return Example(torch.tensor([*kept, how.end]), torch.tensor([*target, how.end]))
+        return corrupted(self.pieces[index], self.how, generator(self.seed, epoch, index))
 
 
 def cut(texts: Sequence[Sequence[int]], length: int, join: bool) -> list[Tensor]:
@@ -212,7 +217,7 @@ def cut(texts: Sequence[Sequence[int]], length: int, join: bool) -> list[Tensor]
 
 def task(
     loaded: Loaded,
-    texts: Sequence[Any],
+    texts: Sequence[Any] | RowStream,
     *,
     evaluation: Sequence[Any] | None = None,
     length: int | None = None,
@@ -224,7 +229,8 @@ def task(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Task:
-    """Learn to give dropped spans back. texts: strings, or rows with a "text".
+    """Learn to give dropped spans back. texts: strings, or rows with a "text", or a stream of
+    them.
 
     length: of the corrupted input, its end token included (default: what the model takes, at most
     512). join, closing: see cut() and the head of this file. Evaluation, on one fixed corruption:
@@ -236,7 +242,8 @@ def task(
     if mean_span < 1.0:
         raise ConfigError(f"must be at least 1, it is {mean_span}", where="mean_span")
     tokenizer = encoded.checked_tokenizer(loaded)
-    raw = raw_length(encoded.checked_length(loaded, length, 4), density, mean_span)
+    length = encoded.checked_length(loaded, length, 4)
+    raw = raw_length(length, density, mean_span)
     config = loaded.config
     how = Corruption(sentinels_of(tokenizer), config.eos_ids[0], density, mean_span, closing)
     needed = counts(raw, density, mean_span).spans + closing
@@ -247,6 +254,22 @@ def task(
         ids = encoded.encode_ids(tokenizer, encoded.checked_texts(some, what), progress)
         return CorruptedTexts(cut(ids, raw, join), how, seed)
 
+    def streamed(stream: RowStream) -> Streamed:
+        def ids_of(row: Any) -> list[int]:
+            return tokenizer.encode_plain(row["text"])
+
+        def pieces(row: Any) -> list[Tensor]:
+            return cut([ids_of(row)], raw, join=False)
+
+        def dropped(piece: Packed | Tensor, rng: torch.Generator) -> list[Example]:
+            ids_L = piece.ids_T if isinstance(piece, Packed) else piece
+            return [corrupted(ids_L, how, rng)] if len(ids_L) > 1 else []
+
+        def stage() -> Stage:
+            return Changed(Packer(ids_of, raw) if join else Each(pieces), dropped, seed)
+
+        return Streamed(stream.open, stage, stream.examples, tokens=length)
+
     pad = tokenizer.pad_id if config.pad_id is None else config.pad_id
     gather = partial(seq2seq.collate, pad=pad or 0, start=config.start_id)
     evaluate = None
@@ -254,7 +277,9 @@ def task(
         held_out = examples(evaluation, "evaluation text", EVALUATION_SEED)
         evaluate = seq2seq.evaluator(held_out, gather, evaluation_batch_size)
     return Task(
-        examples=examples(texts, "training text", seed),
+        examples=streamed(texts)
+        if isinstance(texts, RowStream)
+        else examples(texts, "training text", seed),
         collate=gather,
         loss=seq2seq.loss,
         evaluate=evaluate,

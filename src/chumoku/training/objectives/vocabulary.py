@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -130,3 +130,16 @@ def entropy(targets: Sequence[int]) -> float:
     counts = torch.tensor(list(Counter(targets).values()), dtype=torch.float64)
     shares = counts / max(total, 1)
     return float(-(shares * shares.log()).sum())
+
+
+def unigram_loss(targets: Sequence[int], learnt: Iterable[Tensor], size: int) -> float:
+    """Mean -log P of the targets, in nats, with P the frequencies of the tokens learnt from.
+
+    Each of the `size` tokens is counted once more than it was seen. It is what a model reaches that
+    has learnt how often tokens occur, and nothing else.
+    """
+    counts = torch.ones(size, dtype=torch.float64)
+    for ids in learnt:
+        counts += torch.bincount(ids.long(), minlength=size)
+    log_p = (counts / counts.sum()).log()
+    return -float(log_p[torch.tensor(targets, dtype=torch.long)].mean())
