@@ -71,7 +71,7 @@ void share(const Body &body, int64_t total, int64_t cost, int64_t grain, int thr
 using namespace chumoku;
 
 // Rises with every change of this interface.
-CHUMOKU_EXPORT int chumoku_interface() { return 2; }
+CHUMOKU_EXPORT int chumoku_interface() { return 3; }
 
 // Name of the instructions of a level (0 portable, 1 AVX2, 2 AVX-512); null where this processor
 // or this build lacks them.
@@ -120,5 +120,16 @@ CHUMOKU_EXPORT int chumoku_dequantize(int level, int storage, const uint8_t *raw
             core->decode(Storage(storage), raw + row * row_bytes, out + row * values, values);
     };
     share(body, rows, values, 4, threads, parallel);
+    return 0;
+}
+
+// y = GELU(x) and its slope; by_tanh: the tanh approximation.
+CHUMOKU_EXPORT int chumoku_gelu(int level, int by_tanh, const float *x, float *y, float *slope, int64_t count,
+                                int threads, void *parallel) {
+    const Core *core = core_of(level);
+    if (!core) return 1;
+    auto run = by_tanh ? core->gelu_tanh : core->gelu;
+    auto body = [&](int64_t first, int64_t last) { run(x, y, slope, first, last); };
+    share(body, count, 16, 4096, threads, parallel);
     return 0;
 }

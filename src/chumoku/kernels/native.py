@@ -32,14 +32,14 @@ STORAGES: Final = (
     *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
 )
 _NUMBER: Final = {name: number for number, name in enumerate(STORAGES)}
-_INTERFACE: Final = 2
+_INTERFACE: Final = 3
 _MOST_TOKENS: Final = 512  # that chumoku_block_product takes at a time
 
 
 @dataclass(frozen=True)
 class Library:
-    """linear, product, dequantize: C functions. parallel: address of OpenMP's entry point in the
-    library that PyTorch uses, None where it was not found (kernels then run on one thread).
+    """linear, product, dequantize, gelu: C functions. parallel: address of OpenMP's entry point in
+    the library that PyTorch uses, None where it was not found (kernels then run on one thread).
 
     levels: instruction sets that this processor can run. best: the highest of them.
     """
@@ -47,6 +47,7 @@ class Library:
     linear: Any
     product: Any
     dequantize: Any
+    gelu: Any
     levels: dict[int, str]
     best: int
     parallel: int | None
@@ -188,6 +189,33 @@ def native_block_product(
     return y
 
 
+def native_gelu(
+    x: Tensor, *, tanh: bool = False, level: int | None = None, threads: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """(GELU(x), its slope at x), float32 on the CPU, to 1e-6; tanh: of the tanh approximation.
+
+    InputError: another dtype or device. DependencyError: the library is not built.
+    """
+    library = _require()
+    if x.dtype is not torch.float32 or not x.is_cpu:
+        raise InputError("the native kernel takes float32 tensors on the CPU")
+    x = x.contiguous()
+    y, slope = torch.empty_like(x), torch.empty_like(x)
+    status = library.gelu(
+        library.best if level is None else level,
+        int(tanh),
+        x.data_ptr(),
+        y.data_ptr(),
+        slope.data_ptr(),
+        x.numel(),
+        torch.get_num_threads() if threads is None else threads,
+        library.parallel,
+    )
+    if status:
+        raise InputError(f"no native kernel at level {level}")
+    return y, slope
+
+
 def _number_of(x: Tensor, raw: Tensor, storage: str, bias: Tensor | None) -> int:
     """The number of the storage. InputError: shapes, dtypes or devices that do not fit."""
     number, values = _row_of(storage, raw.shape[-1])
@@ -253,7 +281,7 @@ def _path() -> Path:
     return next((f / name for f in folders if (f / name).exists()), folders[0] / name)
 
 
-def _functions(loaded: ctypes.CDLL) -> tuple[Any, Any, Any]:
+def _functions(loaded: ctypes.CDLL) -> tuple[Any, Any, Any, Any]:
     pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     linear = loaded.chumoku_block_linear
     linear.argtypes = [number, number, *[pointer] * 4, *[size] * 3, number, pointer]
@@ -261,7 +289,9 @@ def _functions(loaded: ctypes.CDLL) -> tuple[Any, Any, Any]:
     product.argtypes = [number, number, *[pointer] * 5, *[size] * 4, number, pointer]
     dequantize = loaded.chumoku_dequantize
     dequantize.argtypes = [number, number, *[pointer] * 2, *[size] * 3, number, pointer]
-    return linear, product, dequantize
+    gelu = loaded.chumoku_gelu
+    gelu.argtypes = [number, number, *[pointer] * 3, size, number, pointer]
+    return linear, product, dequantize, gelu
 
 
 def _levels(loaded: ctypes.CDLL) -> dict[int, str]:

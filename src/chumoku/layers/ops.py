@@ -17,6 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function
 
+from chumoku.kernels import native
+from chumoku.kernels.activations import gelu_is_native, training_gelu
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -111,15 +114,43 @@ def patches(pixels_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
     return tiles.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
 
 
+def unembed(x_BTD: Tensor, layer: nn.Module) -> Tensor:
+    """layer(x_BTD). One float32 token on the CPU goes through the native kernel, which reads a
+    vocabulary's rows faster than F.linear; unless a graph, a gradient or a hook is wanted."""
+    if type(layer) is not nn.Linear or not _one_token(x_BTD, layer):
+        return layer(x_BTD)  # type: ignore[no-any-return]
+    return native.native_block_linear(x_BTD, layer.weight.view(torch.uint8), "F32", layer.bias)
+
+
+def _one_token(x_BTD: Tensor, layer: nn.Linear) -> bool:
+    return (
+        x_BTD.numel() == layer.in_features
+        and x_BTD.dtype is layer.weight.dtype is torch.float32
+        and x_BTD.is_cpu
+        and layer.weight.is_cpu
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not (layer._forward_hooks or layer._forward_pre_hooks)
+        and not has_torch_function((x_BTD, layer.weight))
+        and native.available()
+    )
+
+
 def project(x_BTD: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
     """Apply several projections to one input: the place where they may be packed into one."""
     return tuple(layer(x_BTD) for layer in layers)
 
 
 @primitive
+def gelu(x: Tensor) -> Tensor:
+    """x * Phi(x), Phi the normal distribution (Hendrycks & Gimpel, 1606.08415, section 2)."""
+    return training_gelu(x) if gelu_is_native(x) else F.gelu(x)
+
+
+@primitive
 def gelu_new(x: Tensor) -> Tensor:
-    """The tanh approximation of x * Phi(x) (Hendrycks & Gimpel, 1606.08415, section 2)."""
-    return F.gelu(x, approximate="tanh")
+    """The tanh approximation of x * Phi(x) (1606.08415, section 2)."""
+    return training_gelu(x, tanh=True) if gelu_is_native(x) else F.gelu(x, approximate="tanh")
 
 
 @primitive
@@ -154,8 +185,8 @@ def identity(x: Tensor) -> Tensor:
 Activation = Callable[[Tensor], Tensor]
 
 ACTIVATIONS: Final[dict[str, Activation]] = {
-    "gelu": F.gelu,
-    "gelu_python": F.gelu,
+    "gelu": gelu,
+    "gelu_python": gelu,
     "gelu_new": gelu_new,
     "gelu_fast": gelu_new,
     "gelu_accurate": gelu_new,

@@ -1,0 +1,107 @@
+"""The fast ways of ops beside their definitions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from chumoku.kernels import activations, native
+from chumoku.layers import ops
+from chumoku.layers.recorder import record
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="the native library is not built")
+ACTIVATIONS = {"gelu": (ops.gelu, "none"), "gelu_new": (ops.gelu_new, "tanh")}
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the native kernels in the order of their calls."""
+    seen: list[str] = []
+    for place, name in ((native, "native_block_linear"), (activations, "native_gelu")):
+        kernel = getattr(place, name)
+
+        def called(*args: Any, name: str = name, kernel: Any = kernel, **named: Any) -> Any:
+            seen.append(name)
+            return kernel(*args, **named)
+
+        monkeypatch.setattr(place, name, called)
+    return seen
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("width", "size"), [(7, 33), (64, 501)])
+def test_one_token_is_unembedded_as_by_the_layer(
+    width: int, size: int, bias: bool, calls: list[str]
+) -> None:
+    torch.manual_seed(0)
+    layer, x_BTD = nn.Linear(width, size, bias=bias), torch.randn(1, 1, width)
+    with torch.no_grad():
+        torch.testing.assert_close(ops.unembed(x_BTD, layer), layer(x_BTD), rtol=1e-5, atol=1e-6)
+        assert calls == ["native_block_linear"]
+        assert not torch.allclose(ops.unembed(2 * x_BTD, layer), layer(x_BTD))
+
+
+def test_what_is_left_to_the_layer(calls: list[str]) -> None:
+    layer, x_BTD = nn.Linear(6, 9), torch.randn(1, 1, 6)
+    hooked = nn.Linear(6, 9)
+    hooked.register_forward_hook(lambda module, given, y: y + 1)
+
+    class Doubled(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return 2 * super().forward(input)
+
+    with torch.no_grad():
+        graph = record(Unembedding(layer), x_BTD)
+        assert [node.op for node in graph.nodes.values() if node.op == "linear"] == ["linear"]
+        calls.clear()
+        for one in (hooked, Doubled(6, 9)):
+            assert torch.equal(ops.unembed(x_BTD, one), one(x_BTD))
+        for x in (torch.randn(1, 2, 6), x_BTD.bfloat16(), x_BTD.double()):
+            assert torch.equal(ops.unembed(x, layer.to(x.dtype)), layer(x))
+    layer.float()
+    ops.unembed(x_BTD, layer).sum().backward()
+    assert layer.weight.grad is not None
+    assert calls == []
+
+
+class Unembedding(nn.Module):
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return ops.unembed(x_BTD, self.layer)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_a_gradient_of_gelu_comes_from_the_native_slope(name: str, calls: list[str]) -> None:
+    torch.manual_seed(0)
+    function, approximate = ACTIVATIONS[name]
+    x = (3 * torch.randn(5, 3, 7)).transpose(0, 1).requires_grad_()
+    way = torch.randn(3, 5, 7)
+    y = function(x)
+    (slope,) = torch.autograd.grad(y, x, way)
+    assert calls == ["native_gelu"]
+    wide = x.detach().double().requires_grad_()
+    expected = F.gelu(wide, approximate=approximate)
+    (rise,) = torch.autograd.grad(expected, wide, way.double())
+    torch.testing.assert_close(y.double(), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(slope.double(), rise, rtol=1e-5, atol=1e-5)
+    other = F.gelu(wide, approximate="none" if approximate == "tanh" else "tanh")
+    assert (y.double() - other).abs().max() > 1e-4
+    assert torch.autograd.gradcheck(function, torch.randn(9, dtype=torch.float64).requires_grad_())
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_gelu_without_a_gradient_is_that_of_pytorch(name: str, calls: list[str]) -> None:
+    function, approximate = ACTIVATIONS[name]
+    x = torch.randn(31)
+    assert torch.equal(function(x), F.gelu(x, approximate=approximate))
+    for dtype in (torch.float64, torch.bfloat16):
+        x = torch.randn(31, dtype=dtype).requires_grad_()
+        assert torch.equal(function(x), F.gelu(x, approximate=approximate))
+    assert calls == []
