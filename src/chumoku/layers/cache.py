@@ -106,9 +106,17 @@ class ContiguousCache:
         self._length = length
 
     def select(self, rows_B: Tensor) -> None:
+        # Only what is filled moves, and of as many rows only those that change: with the room
+        # that is still empty, beams spent nine tenths of their time here.
+        moved_C = (rows_B != torch.arange(len(rows_B), device=rows_B.device)).nonzero().flatten()
         for store in (self._keys, self._values):
             for layer, held in store.items():
-                store[layer] = held.index_select(0, rows_B)
+                filled = held[:, :, : self._length]
+                if len(rows_B) == len(held):
+                    filled.index_copy_(0, moved_C, filled.index_select(0, rows_B[moved_C]))
+                else:
+                    store[layer] = held.new_empty(len(rows_B), *held.shape[1:])
+                    store[layer][:, :, : self._length] = filled.index_select(0, rows_B)
 
     def fork(self) -> ContiguousCache:
         copy = ContiguousCache(self._limit, self._capacity)
