@@ -203,3 +203,29 @@ def test_dropout_acts_on_weights_in_training_only() -> None:
     assert torch.equal(layer(*layer.project(x), seen), layer(*layer.project(x), seen))
     layer.train()
     assert difference(layer(*layer.project(x), seen), layer(*layer.project(x), seen)) > 1e-3
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("kind", ["all", "causal", "mask"])
+def test_a_gradient_in_bfloat16(kind: str, biased: bool) -> None:
+    """Rounded once at the end: within half a unit of bfloat16's last place of what is exact."""
+    given = [x for x in tensors(torch.float32, 6, 6, 1, biased) if x is not None]
+    narrow = [x.bfloat16().requires_grad_() for x in given]
+    exact = [x.detach().double().requires_grad_() for x in narrow]
+    allowed = torch.ones(6, 6, dtype=torch.bool).tril()[None, None] if kind == "mask" else None
+    seen = Visible(causal=kind == "causal", allowed_B1TS=allowed)
+
+    def gradients(x: list[Tensor], scale: float) -> list[Tensor]:
+        bias = x[3] if biased else None
+        y = attend(*x[:3], seen, scale=scale, bias_BNTS=bias)
+        assert y.dtype is x[0].dtype
+        way = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view(y.shape)
+        return list(torch.autograd.grad((y.double() * way.bfloat16().double()).sum(), x))
+
+    for ours, right, wrong in zip(
+        gradients(narrow, 0.4), gradients(exact, 0.4), gradients(exact, 0.5), strict=True
+    ):
+        assert ours.dtype is torch.bfloat16
+        limit = 2**-8 * right.abs() + 1e-5
+        assert ((ours.double() - right).abs() <= limit).all()
+        assert not ((ours.double() - wrong).abs() <= limit).all()

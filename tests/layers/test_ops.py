@@ -105,3 +105,33 @@ def test_gelu_without_a_gradient_is_that_of_pytorch(name: str, calls: list[str])
         x = torch.randn(31, dtype=dtype).requires_grad_()
         assert torch.equal(function(x), F.gelu(x, approximate=approximate))
     assert calls == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_rotation_is_its_definition(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x_BNTH = torch.randn(2, 5, 3, 8, dtype=dtype).transpose(1, 2)
+    angle_BTH = torch.randn(2, 5, 4).repeat(1, 1, 2)
+    cos_BTH, sin_BTH = angle_BTH.cos().to(dtype), angle_BTH.sin().to(dtype)
+    given = x_BNTH.clone()
+    x1, x2 = x_BNTH.chunk(2, dim=-1)
+    expected = x_BNTH * cos_BTH[:, None] + torch.cat((-x2, x1), -1) * sin_BTH[:, None]
+    with torch.no_grad():
+        found = ops.rotate(x_BNTH, cos_BTH, sin_BTH)
+    assert torch.equal(ops.rotate(x_BNTH, cos_BTH, sin_BTH), found)
+    places = {torch.float32: 1e-6, torch.float64: 1e-14, torch.bfloat16: 2e-2}
+    assert (found - expected).abs().max() < places[dtype]
+    assert (found - ops.rotate(x_BNTH, cos_BTH, -sin_BTH)).abs().max() > 0.1
+    assert torch.equal(x_BNTH, given)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_rms_norm_is_its_formula(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x, weight = (300 * torch.randn(4, 33)).to(dtype), torch.randn(33).to(dtype)
+    exact = x.double() / (x.double().square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    found = ops.rms_norm(x, weight, 1e-6)
+    assert found.dtype is dtype
+    places = {torch.float32: 1e-6, torch.float64: 1e-14, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+    assert (found.double() - exact * weight.double()).abs().max() < places[dtype]
+    assert (found.double() - exact).abs().max() > 0.5

@@ -212,7 +212,7 @@ def test_two_classes(dtype: torch.dtype) -> None:
     scores = torch.rand(200, 2, dtype=dtype, generator=torch.Generator().manual_seed(1))
     scores[::7, 1] = 0.5  # ties count half
     found = metrics.classification(predicted, gold, scores, ["no", "yes"])
-    assert list(found) == ["accuracy", "macro_f1", "f1", "matthews", "auc"]
+    assert list(found) == ["accuracy", "majority", "macro_f1", "f1", "matthews", "auc"]
     pairs = list(zip(predicted, gold, strict=True))
     tp, fp, fn, tn = (pairs.count(pair) for pair in ((1, 1), (1, 0), (0, 1), (0, 0)))
     below = math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
@@ -222,6 +222,7 @@ def test_two_classes(dtype: torch.dtype) -> None:
     assert found == pytest.approx(
         {
             "accuracy": (tp + tn) / 200,
+            "majority": max(tp + fn, fp + tn) / 200,
             "macro_f1": (own_f1(predicted, gold, 0) + own_f1(predicted, gold, 1)) / 2,
             "f1": own_f1(predicted, gold, 1),
             "matthews": (tp * tn - fp * fn) / below,
@@ -240,7 +241,10 @@ def test_many_classes_and_their_table() -> None:
     found = metrics.classification(predicted, gold, None, labels)
     right = sum(p == y for p, y in zip(predicted, gold, strict=True))
     macro = sum(own_f1(predicted, gold, c) for c in range(4)) / 4  # of those that occur
-    assert found == pytest.approx({"accuracy": right / 150, "macro_f1": macro})
+    usual = max(map(gold.count, range(4)))
+    assert found == pytest.approx(
+        {"accuracy": right / 150, "majority": usual / 150, "macro_f1": macro}
+    )
     table = metrics.class_table(predicted, gold, labels)
     assert table.labels == tuple(labels)
     assert table.f1 == pytest.approx([own_f1(predicted, gold, c) for c in range(5)])
@@ -256,7 +260,7 @@ def test_constant_answers_are_no_error() -> None:
     """An untrained model says the same of every row; warnings would be errors here."""
     found = metrics.classification([0, 0, 0], [0, 1, 0], torch.zeros(3, 2), ["a", "b"])
     assert found == pytest.approx(
-        {"accuracy": 2 / 3, "macro_f1": 0.4, "f1": 0, "matthews": 0, "auc": 0.5}
+        {"accuracy": 2 / 3, "majority": 2 / 3, "macro_f1": 0.4, "f1": 0, "matthews": 0, "auc": 0.5}
     )
     assert "auc" not in metrics.classification([0, 1], [0, 0], torch.zeros(2, 2), ["a", "b"])
     assert metrics.entities([["O"]], [["O"]]) == {"precision": 0, "recall": 0, "f1": 0}

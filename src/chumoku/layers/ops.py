@@ -55,8 +55,8 @@ def softmax(scores: Tensor) -> Tensor:
 @primitive
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """weight * x / sqrt(mean(x^2) + eps) over the last axis (1910.07467, eq. 4), in x's dtype."""
-    y = x.to(wide(x.dtype))
-    y = y * torch.rsqrt(y.square().mean(dim=-1, keepdim=True) + eps)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide(x.dtype))
+    y = x * torch.rsqrt(norm * norm / x.shape[-1] + eps)
     return (weight * y.to(x.dtype)).to(x.dtype)
 
 
@@ -67,8 +67,14 @@ def rotate(x_BNTH: Tensor, cos_BTH: Tensor, sin_BTH: Tensor) -> Tensor:
     Pairs lie half a head apart; files that pair neighbours have their rows permuted on loading.
     """
     x1, x2 = x_BNTH.chunk(2, dim=-1)
-    turned = torch.cat((-x2, x1), dim=-1)
-    return x_BNTH * cos_BTH.unsqueeze(1) + turned * sin_BTH.unsqueeze(1)
+    y_BNTH = x_BNTH * cos_BTH.unsqueeze(1)
+    y1, y2 = y_BNTH.chunk(2, dim=-1)
+    sin1, sin2 = sin_BTH.unsqueeze(1).chunk(2, dim=-1)
+    if torch.is_grad_enabled():
+        return torch.cat((y1.addcmul(x2, sin1, value=-1), y2.addcmul(x1, sin2)), dim=-1)
+    y1.addcmul_(x2, sin1, value=-1)  # the same without a copy
+    y2.addcmul_(x1, sin2)
+    return y_BNTH
 
 
 @primitive

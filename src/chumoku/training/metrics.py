@@ -182,7 +182,8 @@ class JapaneseWords:
 def classification(
     predicted: Sequence[int], gold: Sequence[int], scores: Tensor | None, labels: Sequence[str]
 ) -> dict[str, float]:
-    """accuracy and macro_f1; for two classes also f1 and matthews (of class 1), and auc.
+    """accuracy, majority (what always giving the most frequent class would have) and macro_f1; for
+    two classes also f1 and matthews (of class 1), and auc.
 
     scores: [B, C], or [B] of class 1; auc needs them, and rows of both classes. macro_f1 is the
     mean over the classes that occur in either list, as scikit-learn's.
@@ -193,6 +194,7 @@ def classification(
     predicted, gold = list(predicted), list(gold)
     values = {
         "accuracy": float(judge.accuracy_score(gold, predicted)),
+        "majority": max(Counter(gold).values()) / len(gold),
         "macro_f1": float(judge.f1_score(gold, predicted, average="macro", zero_division=0.0)),
     }
     if len(labels) == 2:

@@ -532,11 +532,12 @@ def _write(
     stabilising.remove_mixout(loaded.model)
     if recipe.adapter.kind != "none":
         _write_adapter(recipe, loaded, folder)
-    save(loaded, folder)
-    if prepared.tokenizer_files is not None:
+    own = prepared.tokenizer_files
+    save(loaded if own is None else replace(loaded, tokenizer=None), folder)
+    if own is not None:
         for name in TOKENIZER_FILES | {"special_tokens_map.json", "added_tokens.json"}:
-            if (prepared.tokenizer_files / name).is_file():
-                shutil.copyfile(prepared.tokenizer_files / name, folder / name)
+            if (own / name).is_file():
+                shutil.copyfile(own / name, folder / name)
     write_json(
         folder / "run" / "result.json",
         {
