@@ -1,0 +1,87 @@
+"""TREC's questions as conversations, and how many answers of a chat model are right.
+
+    python recipes/question_chat.py write --data FOLDER --output runs/question-chat
+    python recipes/question_chat.py judge MODEL --data FOLDER [--adapter FOLDER] [--limit 500]
+
+The user asks what kind of thing a question wants, the assistant says it in a few words. A model
+that only chats well does not know these words; the recipe `chat-lora` teaches them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import chumoku
+from chumoku.training.data.rows import read_rows
+
+ASKED = "What does this question ask for? {}"
+KINDS = {
+    "0": "a description",
+    "1": "a thing",
+    "2": "an abbreviation",
+    "3": "a person",
+    "4": "a place",
+    "5": "a number",
+}
+"""TREC's coarse labels as the files number them, in words."""
+PARTS = ("train", "test")
+
+
+def conversations(data: Path, part: str) -> list[list[dict[str, str]]]:
+    """The user's turn and the right answer, of each question."""
+    file = data / "trec" / f"TREC.{part}.all"
+    rows = read_rows(file, format="label-text", encoding="latin-1").rows
+    return [
+        [
+            {"role": "user", "content": ASKED.format(row["text"])},
+            {"role": "assistant", "content": KINDS[row["label"]]},
+        ]
+        for row in rows
+    ]
+
+
+def write(data: Path, output: Path) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    for part in PARTS:
+        talks = conversations(data, part)
+        lines = (json.dumps({"messages": talk}) + "\n" for talk in talks)
+        (output / f"{part}.jsonl").write_text("".join(lines), encoding="utf-8")
+        print(f"{output / part}.jsonl: {len(talks):,} rows")
+
+
+def judge(model: str, data: Path, adapter: Path | None, limit: int) -> None:
+    """Prints the first answers, and how many of all are right to the letter."""
+    loaded = chumoku.load(model, head="causal-lm", dtype="float32", adapter=adapter)
+    right = 0
+    talks = conversations(data, "test")[:limit]
+    for number, (question, answer) in enumerate(talks):
+        said = chumoku.chat([question], loaded, max_new_tokens=12, do_sample=False).text.strip()
+        right += said == answer["content"]
+        if number < 5:
+            print(f"{question['content']}\n  -> {said!r}, right: {answer['content']!r}")
+    print(f"{right} of {len(talks)} are right: {right / len(talks):.1%}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for name in ("write", "judge"):
+        verb = verbs.add_parser(name)
+        verb.add_argument("--data", type=Path, required=True)
+        if name == "write":
+            verb.add_argument("--output", type=Path, required=True)
+        else:
+            verb.add_argument("model")
+            verb.add_argument("--adapter", type=Path)
+            verb.add_argument("--limit", type=int, default=500)
+    options = parser.parse_args()
+    if options.verb == "write":
+        write(options.data, options.output)
+    else:
+        judge(options.model, options.data, options.adapter, options.limit)
+
+
+if __name__ == "__main__":
+    main()
