@@ -1,11 +1,13 @@
 """nanoGPT's README setting for a CPU, beside nanoGPT's own script, in one run.
 
-    python benchmarks/pretraining.py NANOGPT_FOLDER ../shared/data/shakespeare/input.txt
+    python benchmarks/pretraining.py NANOGPT_FOLDER ../shared/data/shakespeare/input.txt \
+        [--dtypes float32 bfloat16] [--pairs 1] [--threads 2]
 
-4 blocks, 4 heads, width 128, windows of 64 characters, 12 of them a step, 2,000 steps, no dropout,
-float32, 2 threads. Both sides are commands of their own and their whole time counts: imports,
-reading, evaluations every 250 steps, saving. NANOGPT_FOLDER: a checkout whose
-data/shakespeare_char/prepare.py has been run on the same text.
+4 blocks, 4 heads, width 128, windows of 64 characters, 12 of them a step, 2,000 steps, no dropout.
+nanoGPT's script computes in float32 on a CPU; chumoku in each of the dtypes. Both sides are
+commands of their own and their whole time counts: imports, reading, evaluations every 250 steps on
+240 windows, saving. NANOGPT_FOLDER: a checkout whose data/shakespeare_char/prepare.py has been run
+on the same text.
 """
 
 from __future__ import annotations
@@ -39,10 +41,11 @@ def theirs(folder: Path, environment: dict[str, str]) -> tuple[float, float]:
     return seconds, float(losses[-1])
 
 
-def ours(text: Path, environment: dict[str, str]) -> tuple[float, float]:
+def ours(text: Path, environment: dict[str, str], dtype: str) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as place:
         words = [sys.executable, "-m", "chumoku", "train", "recipes/shakespeare.toml"]
         words += ["--output", place, "--data", str(text.parent), f"--data.train={text.name}"]
+        words += [f"--training.dtype={dtype}"]
         start = time.perf_counter()
         subprocess.run(words, env=environment, check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - start
@@ -56,16 +59,19 @@ def main() -> int:
     parser.add_argument("text", type=Path)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=1)
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     options = parser.parse_args()
     environment = dict(os.environ, OMP_NUM_THREADS=str(options.threads))
     for _ in range(options.pairs):
-        (a, loss_a), (b, loss_b) = (
-            ours(options.text, environment),
-            theirs(options.nanogpt, environment),
-        )
-        print(f"chumoku  {a:.1f} s  validation loss {loss_a:.4f} (all of it)", flush=True)
-        print(f"nanoGPT  {b:.1f} s  validation loss {loss_b:.4f} (20 batches)", flush=True)
-        print(f"chumoku takes {a / b:.2f} of nanoGPT's time", flush=True)
+        seconds, loss = theirs(options.nanogpt, environment)
+        print(f"nanoGPT            {seconds:.1f} s  loss {loss:.4f} (20 batches)", flush=True)
+        for dtype in options.dtypes:
+            own, loss = ours(options.text, environment, dtype)
+            print(
+                f"chumoku {dtype:<9}  {own:.1f} s  loss {loss:.4f} (240 windows): "
+                f"{own / seconds:.2f} of nanoGPT's time",
+                flush=True,
+            )
     return 0
 
 
