@@ -89,7 +89,7 @@ def judge(model: str, data: Path) -> dict[str, float]:
 def _answers(prefix: str, pairs: Sequence[Pair], loaded: chumoku.Loaded) -> list[str]:
     texts = [prefix + pair.source for pair in pairs]
     found = chumoku.text2text(texts, loaded, num_beams=4, max_new_tokens=48, overflow="truncate")
-    return [one.text for one in found]
+    return [one["generated_text"] for one in found]
 
 
 def _share(found: Sequence[str], wanted: Sequence[str]) -> float:

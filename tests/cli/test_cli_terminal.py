@@ -178,6 +178,7 @@ class Terminal:
         self.pid, self.fd = pty.fork()
         if self.pid == 0:  # pragma: no cover
             os.chdir(folder)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a suite in the background ignores it
             os.execvpe(words[0], words, os.environ | {"COLUMNS": "80", "TERM": "dumb"})
         self.shown = ""
 
