@@ -1,6 +1,7 @@
-"""GELU for training on a CPU: the slope comes with the value, and backward is one product.
+"""The tanh GELU for training on a CPU: the slope comes with the value, backward is one product.
 
-Definition: torch.nn.functional.gelu, whose backward computes the exponential and erf again.
+Definition: torch.nn.functional.gelu(approximate="tanh"), whose backward computes tanh again. For
+the exact GELU there is nothing to win: PyTorch's own kernels are as fast.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from chumoku.kernels.native import available, native_gelu
+from chumoku.kernels.native import available, native_gelu_tanh
 
 
-def gelu_is_native(x: Tensor) -> bool:
+def trains_natively(x: Tensor) -> bool:
     """True where a gradient is wanted of float32 values on the CPU, outside torch.compile."""
     return (
         x.requires_grad
@@ -26,21 +27,22 @@ def gelu_is_native(x: Tensor) -> bool:
     )
 
 
-def training_gelu(x: Tensor, *, tanh: bool = False) -> Tensor:
-    """GELU(x), differentiable once; it keeps the slope in place of x."""
-    y: Tensor = _Gelu.apply(x, tanh)  # type: ignore[no-untyped-call]
+def training_gelu_tanh(x: Tensor) -> Tensor:
+    """GELU(x) by the tanh approximation, differentiable once; keeps the slope in place of x."""
+    y: Tensor = _GeluTanh.apply(x)  # type: ignore[no-untyped-call]
     return y
 
 
-class _Gelu(torch.autograd.Function):
+class _GeluTanh(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, tanh: bool) -> Tensor:
-        y, slope = native_gelu(x, tanh=tanh)
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y, slope = native_gelu_tanh(x)
         ctx.save_for_backward(slope)
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        slope: Tensor
         (slope,) = ctx.saved_tensors
-        return gradient * slope, None
+        return gradient * slope

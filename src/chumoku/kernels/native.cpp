@@ -123,13 +123,12 @@ CHUMOKU_EXPORT int chumoku_dequantize(int level, int storage, const uint8_t *raw
     return 0;
 }
 
-// y = GELU(x) and its slope; by_tanh: the tanh approximation.
-CHUMOKU_EXPORT int chumoku_gelu(int level, int by_tanh, const float *x, float *y, float *slope, int64_t count,
-                                int threads, void *parallel) {
+// y = GELU(x), by the tanh approximation, and its slope.
+CHUMOKU_EXPORT int chumoku_gelu_tanh(int level, const float *x, float *y, float *slope, int64_t count, int threads,
+                                     void *parallel) {
     const Core *core = core_of(level);
     if (!core) return 1;
-    auto run = by_tanh ? core->gelu_tanh : core->gelu;
-    auto body = [&](int64_t first, int64_t last) { run(x, y, slope, first, last); };
+    auto body = [&](int64_t first, int64_t last) { core->gelu_tanh(x, y, slope, first, last); };
     share(body, count, 16, 4096, threads, parallel);
     return 0;
 }

@@ -38,8 +38,8 @@ _MOST_TOKENS: Final = 512  # that chumoku_block_product takes at a time
 
 @dataclass(frozen=True)
 class Library:
-    """linear, product, dequantize, gelu: C functions. parallel: address of OpenMP's entry point in
-    the library that PyTorch uses, None where it was not found (kernels then run on one thread).
+    """linear, product, dequantize, gelu_tanh: C functions. parallel: address of OpenMP's entry
+    point in PyTorch's library, None where it was not found (kernels then run on one thread).
 
     levels: instruction sets that this processor can run. best: the highest of them.
     """
@@ -47,7 +47,7 @@ class Library:
     linear: Any
     product: Any
     dequantize: Any
-    gelu: Any
+    gelu_tanh: Any
     levels: dict[int, str]
     best: int
     parallel: int | None
@@ -189,10 +189,10 @@ def native_block_product(
     return y
 
 
-def native_gelu(
-    x: Tensor, *, tanh: bool = False, level: int | None = None, threads: int | None = None
+def native_gelu_tanh(
+    x: Tensor, *, level: int | None = None, threads: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """(GELU(x), its slope at x), float32 on the CPU, to 1e-6; tanh: of the tanh approximation.
+    """(GELU(x) by the tanh approximation, its slope at x), float32 on the CPU, to 1e-6.
 
     InputError: another dtype or device. DependencyError: the library is not built.
     """
@@ -201,9 +201,8 @@ def native_gelu(
         raise InputError("the native kernel takes float32 tensors on the CPU")
     x = x.contiguous()
     y, slope = torch.empty_like(x), torch.empty_like(x)
-    status = library.gelu(
+    status = library.gelu_tanh(
         library.best if level is None else level,
-        int(tanh),
         x.data_ptr(),
         y.data_ptr(),
         slope.data_ptr(),
@@ -289,9 +288,9 @@ def _functions(loaded: ctypes.CDLL) -> tuple[Any, Any, Any, Any]:
     product.argtypes = [number, number, *[pointer] * 5, *[size] * 4, number, pointer]
     dequantize = loaded.chumoku_dequantize
     dequantize.argtypes = [number, number, *[pointer] * 2, *[size] * 3, number, pointer]
-    gelu = loaded.chumoku_gelu
-    gelu.argtypes = [number, number, *[pointer] * 3, size, number, pointer]
-    return linear, product, dequantize, gelu
+    gelu_tanh = loaded.chumoku_gelu_tanh
+    gelu_tanh.argtypes = [number, *[pointer] * 3, size, number, pointer]
+    return linear, product, dequantize, gelu_tanh
 
 
 def _levels(loaded: ctypes.CDLL) -> dict[int, str]:

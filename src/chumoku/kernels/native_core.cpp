@@ -190,6 +190,6 @@ void decode(Storage storage, const uint8_t *raw, float *out, int64_t count) {
 #define CHUMOKU_TEXT_(a) #a
 #define CHUMOKU_TEXT(a) CHUMOKU_TEXT_(a)
 extern const Core CHUMOKU_JOIN(core_, CHUMOKU_CORE) = {
-    CHUMOKU_TEXT(CHUMOKU_CORE), linear, OUTER_TOKENS, CHUNK, pack, product, decode, gelu, gelu_tanh};
+    CHUMOKU_TEXT(CHUMOKU_CORE), linear, OUTER_TOKENS, CHUNK, pack, product, decode, gelu_tanh};
 
 }  // namespace chumoku

@@ -31,8 +31,7 @@ struct Core {
     void (*product)(const Linear &job, const float *packed, int64_t first, int64_t last);
     // count values, a whole number of blocks, as float32.
     void (*decode)(Storage storage, const uint8_t *raw, float *out, int64_t count);
-    // GELU of the values first..last-1 and its slope there.
-    void (*gelu)(const float *x, float *y, float *slope, int64_t first, int64_t last);
+    // GELU, by the tanh approximation, of the values first..last-1 and its slope there.
     void (*gelu_tanh)(const float *x, float *y, float *slope, int64_t first, int64_t last);
 };
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function
 
 from chumoku.kernels import native
-from chumoku.kernels.activations import gelu_is_native, training_gelu
+from chumoku.kernels.activations import training_gelu_tanh, trains_natively
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -148,15 +148,9 @@ def project(x_BTD: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
 
 
 @primitive
-def gelu(x: Tensor) -> Tensor:
-    """x * Phi(x), Phi the normal distribution (Hendrycks & Gimpel, 1606.08415, section 2)."""
-    return training_gelu(x) if gelu_is_native(x) else F.gelu(x)
-
-
-@primitive
 def gelu_new(x: Tensor) -> Tensor:
-    """The tanh approximation of x * Phi(x) (1606.08415, section 2)."""
-    return training_gelu(x, tanh=True) if gelu_is_native(x) else F.gelu(x, approximate="tanh")
+    """The tanh approximation of x * Phi(x) (Hendrycks & Gimpel, 1606.08415, section 2)."""
+    return training_gelu_tanh(x) if trains_natively(x) else F.gelu(x, approximate="tanh")
 
 
 @primitive
@@ -191,8 +185,8 @@ def identity(x: Tensor) -> Tensor:
 Activation = Callable[[Tensor], Tensor]
 
 ACTIVATIONS: Final[dict[str, Activation]] = {
-    "gelu": gelu,
-    "gelu_python": gelu,
+    "gelu": F.gelu,
+    "gelu_python": F.gelu,
     "gelu_new": gelu_new,
     "gelu_fast": gelu_new,
     "gelu_accurate": gelu_new,
