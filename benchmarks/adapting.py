@@ -101,8 +101,9 @@ def lora(bench: Bench) -> None:
     adapted = bench.run("lora", bench.recipe("sst2-lora"))
     result = json.loads((bench.output / "lora" / "seed-0" / "run" / "result.json").read_text())
     usual = result["test"]["majority"]
-    gain = (adapted.mean - usual) / (full.mean - usual)
-    print(f"LoRA has {gain:.1%} of full fine-tuning's gain over {usual:.4f}")
+    if full.mean > usual:
+        gain = (adapted.mean - usual) / (full.mean - usual)
+        print(f"LoRA has {gain:.1%} of full fine-tuning's gain over {usual:.4f}")
     print(f"and trains {result['trained_share']:.2%} of the weights")
 
 
