@@ -9,9 +9,9 @@ that only chats well does not know these words; the recipe `chat-lora` teaches t
 
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
+
+from data_script import parser_of, write_rows
 
 import chumoku
 from chumoku.training.data.rows import read_rows
@@ -43,12 +43,9 @@ def conversations(data: Path, part: str) -> list[list[dict[str, str]]]:
 
 
 def write(data: Path, output: Path) -> None:
-    output.mkdir(parents=True, exist_ok=True)
     for part in PARTS:
-        talks = conversations(data, part)
-        lines = (json.dumps({"messages": talk}) + "\n" for talk in talks)
-        (output / f"{part}.jsonl").write_text("".join(lines), encoding="utf-8")
-        print(f"{output / part}.jsonl: {len(talks):,} rows")
+        rows = [{"messages": talk} for talk in conversations(data, part)]
+        write_rows(output / f"{part}.jsonl", rows)
 
 
 def judge(model: str, data: Path, adapter: Path | None, limit: int) -> None:
@@ -65,17 +62,9 @@ def judge(model: str, data: Path, adapter: Path | None, limit: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    for name in ("write", "judge"):
-        verb = verbs.add_parser(name)
-        verb.add_argument("--data", type=Path, required=True)
-        if name == "write":
-            verb.add_argument("--output", type=Path, required=True)
-        else:
-            verb.add_argument("model")
-            verb.add_argument("--adapter", type=Path)
-            verb.add_argument("--limit", type=int, default=500)
+    parser, verb = parser_of(__doc__)
+    verb.add_argument("--adapter", type=Path)
+    verb.add_argument("--limit", type=int, default=500)
     options = parser.parse_args()
     if options.verb == "write":
         write(options.data, options.output)

@@ -10,12 +10,13 @@ same article are learned from, so this asks what a text is about, not to write o
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from data_script import parser_of, write_rows
 
 import chumoku
 from chumoku.training.data.rows import read_rows
@@ -56,30 +57,27 @@ def _titled(data: Path, name: str) -> Iterator[Pair]:
 
 
 def write(data: Path, output: Path) -> None:
-    output.mkdir(parents=True, exist_ok=True)
     for part in PARTS:
         rows = [(TRANSLATE, *pair) for pair in translations(data, part)]
         rows += [(SUMMARIZE, *pair) for pair in titles(data, part)] * (
             REPEATS if part == "train" else 1
         )
-        lines = (dict(zip(("prefix", "source", "target"), row, strict=True)) for row in rows)
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        (output / f"{part}.jsonl").write_text(text, encoding="utf-8")
-        print(f"{output / part}.jsonl: {len(rows):,} rows")
+        names = ("prefix", "source", "target")
+        named = [dict(zip(names, row, strict=True)) for row in rows]
+        write_rows(output / f"{part}.jsonl", named)
 
 
 def judge(model: str, data: Path) -> dict[str, float]:
     """BLEU of the translations; of the titles ROUGE-L and how many are right, beside the best that
     always says the same."""
     loaded = chumoku.load(model, head="conditional-generation")
-    translated = _answers(TRANSLATE, translations(data, "test"), loaded)
-    shortened = _answers(SUMMARIZE, titles(data, "test"), loaded)
-    wanted = [pair.target for pair in titles(data, "test")]
+    pairs, titled = translations(data, "test"), titles(data, "test")
+    translated = _answers(TRANSLATE, pairs, loaded)
+    shortened = _answers(SUMMARIZE, titled, loaded)
+    wanted = [pair.target for pair in titled]
     usual, _ = Counter(pair.target for pair in titles(data, "train")).most_common(1)[0]
     return {
-        "translate bleu": bleu(
-            translated, [pair.target for pair in translations(data, "test")], "ja-mecab"
-        ),
+        "translate bleu": bleu(translated, [pair.target for pair in pairs], "ja-mecab"),
         "summarize rougeL": rouge(shortened, wanted, language="ja")["rougeL"],
         "summarize right": _share(shortened, wanted),
         "summarize right, the most frequent title": _share([usual] * len(wanted), wanted),
@@ -97,16 +95,7 @@ def _share(found: Sequence[str], wanted: Sequence[str]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    for name in ("write", "judge"):
-        verb = verbs.add_parser(name)
-        verb.add_argument("--data", type=Path, required=True)
-        if name == "write":
-            verb.add_argument("--output", type=Path, required=True)
-        else:
-            verb.add_argument("model")
-    options = parser.parse_args()
+    options = parser_of(__doc__)[0].parse_args()
     if options.verb == "write":
         write(options.data, options.output)
     else:

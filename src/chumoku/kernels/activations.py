@@ -12,19 +12,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from chumoku.kernels.native import available, native_gelu_tanh
+from chumoku.kernels.native import native_gelu_tanh, serves
 
 
 def trains_natively(x: Tensor) -> bool:
     """True where a gradient is wanted of float32 values on the CPU, outside torch.compile."""
-    return (
-        x.requires_grad
-        and x.dtype is torch.float32
-        and x.is_cpu
-        and torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and available()
-    )
+    wanted = x.requires_grad and torch.is_grad_enabled()
+    return wanted and x.dtype is torch.float32 and serves(x)
 
 
 def training_gelu_tanh(x: Tensor) -> Tensor:

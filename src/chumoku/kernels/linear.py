@@ -67,10 +67,7 @@ def dequantize_fast(raw: Tensor, storage: str, dtype: torch.dtype = torch.float3
 
 
 def _native_serves(raw: Tensor, storage: str) -> bool:
-    # A compiler can see through the definition, not through C.
-    if not raw.is_cpu or torch.compiler.is_compiling():
-        return False
-    return storage in native.STORAGES and native.available()
+    return storage in native.STORAGES and native.serves(raw)
 
 
 def _forward(x: Tensor, raw: Tensor, storage: str, bias: Tensor | None) -> Tensor:

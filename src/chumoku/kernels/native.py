@@ -58,6 +58,12 @@ def available() -> bool:
     return _library() is not None
 
 
+def serves(x: Tensor) -> bool:
+    """True on the CPU where the library is built, outside torch.compile: a compiler can see through
+    a definition, not through C."""
+    return x.is_cpu and not torch.compiler.is_compiling() and available()
+
+
 def describe() -> str:
     """One line for people: the instructions and whether threads are shared with PyTorch."""
     library = _library()

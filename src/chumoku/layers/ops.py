@@ -132,13 +132,11 @@ def _one_token(x_BTD: Tensor, layer: nn.Linear) -> bool:
     return (
         x_BTD.numel() == layer.in_features
         and x_BTD.dtype is layer.weight.dtype is torch.float32
-        and x_BTD.is_cpu
-        and layer.weight.is_cpu
         and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
         and not (layer._forward_hooks or layer._forward_pre_hooks)
         and not has_torch_function((x_BTD, layer.weight))
-        and native.available()
+        and x_BTD.is_cpu
+        and native.serves(layer.weight)
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -381,7 +382,8 @@ def test_parallel_text(tmp_path: Path) -> None:
 
 # ---- the data that the recipes use, where it is ----
 
-DATA = Path("/work/shared/data")
+HERE = Path(__file__).parents[4] / "shared/data"
+DATA = Path(os.environ.get("CHUMOKU_SHARED_DATA", HERE))
 REAL: list[tuple[list[str], dict[str, Any], int, int, set[str]]] = [
     (["sst/stsa.fine.dev"], {"format": "label-text"}, 1101, 0, {"label", "text"}),
     (["trec/TREC.train.all"], {"format": "label-text"}, 5451, 1, {"label", "text"}),
