@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import struct
-import time
+import tracemalloc
 from pathlib import Path
 
 import gguf as peer
@@ -424,9 +424,13 @@ def test_a_hundred_megabytes_are_ready_in_a_second(tmp_path: Path) -> None:
         stream.write(file(infos, keys))
         stream.truncate(stream.tell() + 250 * 400_000)
     assert path.stat().st_size > 100e6
-    begin = time.perf_counter()
-    read = read_gguf(path)
-    assert time.perf_counter() - begin < 1.0
+    tracemalloc.start()
+    try:
+        read = read_gguf(path)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 50e6  # the header alone: weights stay in the file until they are asked for
     assert read.metadata["m"] == tokens
     assert read.metadata["s"] == [0.5] * len(tokens)
     assert read.tensors["blk.249.w"].read() == bytes(400_000)

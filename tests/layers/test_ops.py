@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from chumoku.kernels import activations, native
 from chumoku.layers import ops
+from chumoku.layers.feedforward import GatedFeedForward
+from chumoku.layers.norms import RMSNorm
 from chumoku.layers.recorder import record
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native library is not built")
@@ -20,7 +22,8 @@ pytestmark = pytest.mark.skipif(not native.available(), reason="the native libra
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the native kernels in the order of their calls."""
     seen: list[str] = []
-    for place, name in ((native, "native_block_linear"), (activations, "native_gelu_tanh")):
+    kernels = ("native_block_linear", "native_rms_norm", "native_silu_product")
+    for place, name in (*((native, n) for n in kernels), (activations, "native_gelu_tanh")):
         kernel = getattr(place, name)
 
         def called(*args: Any, name: str = name, kernel: Any = kernel, **named: Any) -> Any:
@@ -32,21 +35,33 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize(("width", "size"), [(7, 33), (64, 501)])
-def test_one_token_is_unembedded_as_by_the_layer(
-    width: int, size: int, bias: bool, calls: list[str]
+@pytest.mark.parametrize(
+    ("dtype", "width", "size", "error"),
+    [
+        (torch.float32, 7, ops.VOCABULARY, 1e-6),
+        (torch.bfloat16, 33, 50, 1e-2),
+        (torch.bfloat16, 64, 501, 1e-2),
+        (torch.float16, 96, 17, 1e-3),
+    ],
+)
+def test_one_token_goes_as_through_the_layer(
+    dtype: torch.dtype, width: int, size: int, error: float, bias: bool, calls: list[str]
 ) -> None:
     torch.manual_seed(0)
-    layer, x_BTD = nn.Linear(width, size, bias=bias), torch.randn(1, 1, width)
+    layer = nn.Linear(width, size, bias=bias).to(dtype)
+    x_BTD = torch.randn(1, 1, width, dtype=dtype)
     with torch.no_grad():
-        torch.testing.assert_close(ops.unembed(x_BTD, layer), layer(x_BTD), rtol=1e-5, atol=1e-6)
+        y_BTD = ops.linear(x_BTD, layer)
         assert calls == ["native_block_linear"]
-        assert not torch.allclose(ops.unembed(2 * x_BTD, layer), layer(x_BTD))
+        assert y_BTD.dtype is dtype
+        torch.testing.assert_close(y_BTD, layer(x_BTD), rtol=error, atol=error)
+        wrong = ops.linear(x_BTD.roll(1, -1), layer)
+        assert not torch.allclose(wrong, layer(x_BTD), rtol=error, atol=error)
 
 
 def test_what_is_left_to_the_layer(calls: list[str]) -> None:
     layer, x_BTD = nn.Linear(6, 9), torch.randn(1, 1, 6)
-    hooked = nn.Linear(6, 9)
+    hooked, half = nn.Linear(6, 9), nn.Linear(6, 9).bfloat16()
     hooked.register_forward_hook(lambda module, given, y: y + 1)
 
     class Doubled(nn.Linear):
@@ -54,26 +69,26 @@ def test_what_is_left_to_the_layer(calls: list[str]) -> None:
             return 2 * super().forward(input)
 
     with torch.no_grad():
-        graph = record(Unembedding(layer), x_BTD)
+        graph = record(Once(layer), x_BTD)
         assert [node.op for node in graph.nodes.values() if node.op == "linear"] == ["linear"]
         calls.clear()
         for one in (hooked, Doubled(6, 9)):
-            assert torch.equal(ops.unembed(x_BTD, one), one(x_BTD))
-        for x in (torch.randn(1, 2, 6), x_BTD.bfloat16(), x_BTD.double()):
-            assert torch.equal(ops.unembed(x, layer.to(x.dtype)), layer(x))
-    layer.float()
-    ops.unembed(x_BTD, layer).sum().backward()
-    assert layer.weight.grad is not None
+            assert torch.equal(ops.linear(x_BTD, one), one(x_BTD))
+        for x in (torch.randn(1, 2, 6), x_BTD, x_BTD.double()):
+            assert torch.equal(ops.linear(x, layer.to(x.dtype)), layer(x))
+        record(Once(half), x_BTD.bfloat16())
+    ops.linear(x_BTD.bfloat16(), half).sum().backward()
+    assert half.weight.grad is not None
     assert calls == []
 
 
-class Unembedding(nn.Module):
+class Once(nn.Module):
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
         self.layer = layer
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return ops.unembed(x_BTD, self.layer)
+        return ops.linear(x_BTD, self.layer)
 
 
 def test_a_gradient_of_gelu_comes_from_the_native_slope(calls: list[str]) -> None:
@@ -128,3 +143,27 @@ def test_rms_norm_is_its_formula(dtype: torch.dtype) -> None:
     places = {torch.float32: 1e-6, torch.float64: 1e-14, torch.bfloat16: 3e-2, torch.float16: 4e-3}
     assert (found.double() - exact * weight.double()).abs().max() < places[dtype]
     assert (found.double() - exact).abs().max() > 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_steps_in_one_pass(dtype: torch.dtype, calls: list[str]) -> None:
+    """Where nobody watches, RMSNorm and SwiGLU are one native step each; a graph has the steps."""
+    torch.manual_seed(0)
+    layer = GatedFeedForward(40, 24, "silu").to(dtype)
+    norm, x_BTD = RMSNorm(40, 1e-5).to(dtype), torch.randn(2, 9, 40, dtype=dtype)
+    nn.init.normal_(norm.weight)
+    wanted = layer(norm(x_BTD))  # with a gradient: by the definitions
+    assert wanted.requires_grad
+    assert calls == []
+    both, error = nn.Sequential(norm, layer), 1e-6 if dtype is torch.float32 else 2e-2
+    with torch.no_grad():
+        torch.testing.assert_close(both(x_BTD), wanted.detach(), rtol=error, atol=error)
+        assert calls == ["native_rms_norm", "native_silu_product"]
+        calls.clear()
+        seen = {node.op for node in record(both, x_BTD).nodes.values()}
+        assert {"rms_norm", "silu", "mul"} <= seen
+        assert "native_silu_product" not in calls
+        calls.clear()
+        GatedFeedForward(8, 8, "gelu")(torch.randn(1, 2, 8))
+        both.double()(x_BTD.double())
+        assert calls == []

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import random
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -121,7 +123,7 @@ def survive(folder: Path, texts: tuple[str, ...] = ("hello [MASK] w``orld 日本
         result = "ok"
     except ChumokuError as error:
         result = type(error).__name__
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 60  # no hang
     return result
 
 
@@ -308,18 +310,26 @@ def test_published_expressions_pass_the_check() -> None:
             check_regex(pattern, "test")
 
 
-@pytest.mark.parametrize("unit", ["a", " ", "\u0301", "ab c", "日"])
-def test_long_texts_take_linear_time(tmp_path: Path, unit: str) -> None:
-    """Ten times the text takes at most thirty times as long."""
+LONG_TEXTS = """
+import resource, sys
+from chumoku.text import load_tokenizer
+tokenizer = load_tokenizer(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_CPU, (120, 120))
+for unit in ("a", " ", "\u0301", "ab c", "\u65e5"):
+    print(len(tokenizer.encode(unit * (400_000 // len(unit))).ids))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on processor time")
+def test_long_texts_end(tmp_path: Path) -> None:
+    """A method that is quadratic in the length would meet the limit, some forty times what is
+    needed, whatever else the machine does."""
     vocab, merges = byte_bpe(["hello hello world world aaaa aaaa"], 300)
     write_json(tmp_path / "vocab.json", vocab)
     (tmp_path / "merges.txt").write_text("\n".join(map(" ".join, merges)) + "\n", "utf-8")
-    tokenizer = load_tokenizer(tmp_path)
-
-    def seconds(size: int) -> float:
-        started = time.perf_counter()
-        tokenizer.encode(unit * (size // len(unit)))
-        return time.perf_counter() - started
-
-    seconds(1000)
-    assert seconds(200_000) < 30 * max(seconds(20_000), 0.004)
+    command = [sys.executable, "-c", LONG_TEXTS, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    counts = list(map(int, done.stdout.split()))
+    assert len(counts) == 5
+    assert all(0 < count <= 3 * 400_000 for count in counts)

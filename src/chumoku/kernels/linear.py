@@ -17,7 +17,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from chumoku.kernels import native
 from chumoku.kernels.blocks import dequantize
 
-MANY: Final = 64
+MANY: Final = 32
 """Rows of x from which on a product by tiles beats the kernel that decodes into its sums."""
 
 PIECE: Final = 1 << 20

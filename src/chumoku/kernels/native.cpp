@@ -71,7 +71,7 @@ void share(const Body &body, int64_t total, int64_t cost, int64_t grain, int thr
 using namespace chumoku;
 
 // Rises with every change of this interface.
-CHUMOKU_EXPORT int chumoku_interface() { return 3; }
+CHUMOKU_EXPORT int chumoku_interface() { return 4; }
 
 // Name of the instructions of a level (0 portable, 1 AVX2, 2 AVX-512); null where this processor
 // or this build lacks them.
@@ -92,20 +92,17 @@ CHUMOKU_EXPORT int chumoku_block_linear(int level, int storage, const float *x, 
     return 0;
 }
 
-// As chumoku_block_linear, by tiles: faster for many tokens, with sums in another order. packed: room
-// for `most` tokens at a time, a multiple of 32 and at most 512, that is most * inputs floats.
+// As chumoku_block_linear, by tiles: faster for many tokens, with sums in another order.
 CHUMOKU_EXPORT int chumoku_block_product(int level, int storage, const float *x, const uint8_t *weight,
-                                         const float *bias, float *y, float *packed, int64_t tokens, int64_t inputs,
-                                         int64_t outputs, int64_t most, int threads, void *parallel) {
+                                         const float *bias, float *y, int64_t tokens, int64_t inputs,
+                                         int64_t outputs, int threads, void *parallel) {
     const Core *core = core_of(level);
-    if (!core || storage < F32 || storage > Q6_K || inputs < 1 || most < 32 || most > 512 || most % 32) return 1;
-    for (int64_t start = 0; start < tokens; start += most) {
-        const int64_t here = tokens - start < most ? tokens - start : most;
+    if (!core || storage < F32 || storage > Q6_K || inputs < 1) return 1;
+    for (int64_t start = 0; start < tokens; start += MOST_TOKENS) {
+        const int64_t here = tokens - start < MOST_TOKENS ? tokens - start : MOST_TOKENS;
         const Linear job{Storage(storage), x + start * inputs, weight, bias, y + start * outputs, here, inputs, outputs};
-        auto pack = [&](int64_t first, int64_t last) { core->pack(job, packed, first, last); };
-        share(pack, (here + core->tile - 1) / core->tile, core->tile * inputs, 1, threads, parallel);
-        auto product = [&](int64_t first, int64_t last) { core->product(job, packed, first, last); };
-        share(product, (outputs + core->chunk - 1) / core->chunk, core->chunk * here * inputs, 1, threads, parallel);
+        auto body = [&](int64_t first, int64_t last) { core->product(job, first, last); };
+        share(body, (outputs + core->chunk - 1) / core->chunk, core->chunk * here * inputs, 1, threads, parallel);
     }
     return 0;
 }
@@ -120,6 +117,28 @@ CHUMOKU_EXPORT int chumoku_dequantize(int level, int storage, const uint8_t *raw
             core->decode(Storage(storage), raw + row * row_bytes, out + row * values, values);
     };
     share(body, rows, values, 4, threads, parallel);
+    return 0;
+}
+
+// y = SiLU(gate) * up; type: F32 or BF16.
+CHUMOKU_EXPORT int chumoku_silu_product(int level, int type, const void *gate, const void *up, void *y, int64_t count,
+                                        int threads, void *parallel) {
+    const Core *core = core_of(level);
+    if (!core || (type != F32 && type != BF16)) return 1;
+    auto body = [&](int64_t first, int64_t last) { core->silu_product(Storage(type), gate, up, y, first, last); };
+    share(body, count, 16, 4096, threads, parallel);
+    return 0;
+}
+
+// y = RMSNorm of each row, times weight[width]; type: F32 or BF16.
+CHUMOKU_EXPORT int chumoku_rms_norm(int level, int type, const void *x, const void *weight, void *y, int64_t rows,
+                                    int64_t width, float eps, int threads, void *parallel) {
+    const Core *core = core_of(level);
+    if (!core || (type != F32 && type != BF16)) return 1;
+    auto body = [&](int64_t first, int64_t last) {
+        core->rms_norm(Storage(type), x, weight, y, width, eps, first, last);
+    };
+    share(body, rows, 4 * width, 4, threads, parallel);
     return 0;
 }
 

@@ -32,22 +32,19 @@ STORAGES: Final = (
     *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
 )
 _NUMBER: Final = {name: number for number, name in enumerate(STORAGES)}
-_INTERFACE: Final = 3
-_MOST_TOKENS: Final = 512  # that chumoku_block_product takes at a time
+_INTERFACE: Final = 4
 
 
 @dataclass(frozen=True)
 class Library:
-    """linear, product, dequantize, gelu_tanh: C functions. parallel: address of OpenMP's entry
-    point in PyTorch's library, None where it was not found (kernels then run on one thread).
+    """functions: C functions by name, without the prefix chumoku_.
 
+    parallel: address of OpenMP's entry point in PyTorch's library, None where it was not found
+    (kernels then run on one thread).
     levels: instruction sets that this processor can run. best: the highest of them.
     """
 
-    linear: Any
-    product: Any
-    dequantize: Any
-    gelu_tanh: Any
+    functions: dict[str, Any]
     levels: dict[int, str]
     best: int
     parallel: int | None
@@ -96,25 +93,13 @@ def native_dequantize(
     level, threads: default to the best instructions and torch.get_num_threads().
     InputError: not a CPU uint8 tensor or a broken row. DependencyError: the library is not built.
     """
-    library = _require()
     if raw.dtype != torch.uint8 or not raw.is_cpu:
         raise InputError(f"stored rows must be uint8 on the CPU, not {raw.dtype} on {raw.device}")
     number, values = _row_of(storage, raw.shape[-1])
     raw = raw.contiguous()
     out = torch.empty(*raw.shape[:-1], values, dtype=torch.float32)
-    status = library.dequantize(
-        library.best if level is None else level,
-        number,
-        raw.data_ptr(),
-        out.data_ptr(),
-        math.prod(raw.shape[:-1]),
-        values,
-        raw.shape[-1],
-        torch.get_num_threads() if threads is None else threads,
-        library.parallel,
-    )
-    if status:
-        raise _no_kernel(storage, level)
+    sizes = (math.prod(raw.shape[:-1]), values, raw.shape[-1])
+    _run("dequantize", (number, raw, out, *sizes), level, threads)
     return out
 
 
@@ -133,26 +118,7 @@ def native_block_linear(
     tokens nor on threads. InputError: shapes, dtypes or devices that do not fit. DependencyError:
     the library is not built.
     """
-    library = _require()
-    number = _number_of(x, raw, storage, bias)
-    x, raw, bias = x.contiguous(), raw.contiguous(), None if bias is None else bias.contiguous()
-    y = torch.empty(*x.shape[:-1], raw.shape[0], dtype=torch.float32)
-    status = library.linear(
-        library.best if level is None else level,
-        number,
-        x.data_ptr(),
-        raw.data_ptr(),
-        None if bias is None else bias.data_ptr(),
-        y.data_ptr(),
-        math.prod(x.shape[:-1]),
-        x.shape[-1],
-        raw.shape[0],
-        torch.get_num_threads() if threads is None else threads,
-        library.parallel,
-    )
-    if status:
-        raise _no_kernel(storage, level)
-    return y
+    return _multiply("block_linear", x, raw, storage, bias, level, threads)
 
 
 def native_block_product(
@@ -168,30 +134,35 @@ def native_block_product(
 
     That order is fixed too, whatever the number of tokens and threads. Needs D > 0.
     """
-    library = _require()
-    number = _number_of(x, raw, storage, bias)
-    x, raw, bias = x.contiguous(), raw.contiguous(), None if bias is None else bias.contiguous()
-    tokens = math.prod(x.shape[:-1])
-    most = min(-(-tokens // 32) * 32, _MOST_TOKENS)
-    packed = torch.empty(max(most, 32), x.shape[-1], dtype=torch.float32)
-    y = torch.empty(*x.shape[:-1], raw.shape[0], dtype=torch.float32)
-    status = library.product(
-        library.best if level is None else level,
-        number,
-        x.data_ptr(),
-        raw.data_ptr(),
-        None if bias is None else bias.data_ptr(),
-        y.data_ptr(),
-        packed.data_ptr(),
-        tokens,
-        x.shape[-1],
-        raw.shape[0],
-        packed.shape[0],
-        torch.get_num_threads() if threads is None else threads,
-        library.parallel,
-    )
-    if status:
-        raise _no_kernel(storage, level)
+    return _multiply("block_product", x, raw, storage, bias, level, threads)
+
+
+def native_silu_product(
+    gate: Tensor, up: Tensor, *, level: int | None = None, threads: int | None = None
+) -> Tensor:
+    """SiLU(gate) * up, float32 or bfloat16 on the CPU, both of one shape and dtype; to 1e-6 in
+    float32. Errors as of native_gelu_tanh."""
+    number = _pointwise(gate, up)
+    if gate.shape != up.shape:
+        raise InputError(f"gate {[*gate.shape]} and up {[*up.shape]} must have one shape")
+    gate, up = gate.contiguous(), up.contiguous()
+    y = torch.empty_like(gate)
+    _run("silu_product", (number, gate, up, y, gate.numel()), level, threads)
+    return y
+
+
+def native_rms_norm(
+    x: Tensor, weight: Tensor, eps: float, *, level: int | None = None, threads: int | None = None
+) -> Tensor:
+    """weight * x / sqrt(mean(x^2) + eps), x [..., D], weight [D], both float32 or both bfloat16,
+    on the CPU; to 1e-6 in float32. Errors as of native_gelu_tanh."""
+    number = _pointwise(x, weight)
+    if x.shape[-1:] != weight.shape:
+        raise InputError(f"weight {[*weight.shape]} does not fit x {[*x.shape]}")
+    x, weight = x.contiguous(), weight.contiguous()
+    y = torch.empty_like(x)
+    sizes = (math.prod(x.shape[:-1]), x.shape[-1])
+    _run("rms_norm", (number, x, weight, y, *sizes, eps), level, threads)
     return y
 
 
@@ -202,23 +173,60 @@ def native_gelu_tanh(
 
     InputError: another dtype or device. DependencyError: the library is not built.
     """
-    library = _require()
     if x.dtype is not torch.float32 or not x.is_cpu:
         raise InputError("the native kernel takes float32 tensors on the CPU")
     x = x.contiguous()
     y, slope = torch.empty_like(x), torch.empty_like(x)
-    status = library.gelu_tanh(
+    _run("gelu_tanh", (x, y, slope, x.numel()), level, threads)
+    return y, slope
+
+
+def _multiply(
+    name: str,
+    x: Tensor,
+    raw: Tensor,
+    storage: str,
+    bias: Tensor | None,
+    level: int | None,
+    threads: int | None,
+) -> Tensor:
+    number = _number_of(x, raw, storage, bias)
+    x, raw, bias = x.contiguous(), raw.contiguous(), None if bias is None else bias.contiguous()
+    y = torch.empty(*x.shape[:-1], raw.shape[0], dtype=torch.float32)
+    sizes = (math.prod(x.shape[:-1]), x.shape[-1], raw.shape[0])
+    _run(name, (number, x, raw, bias, y, *sizes), level, threads)
+    return y
+
+
+def _run(
+    name: str,
+    arguments: tuple[Tensor | float | None, ...],
+    level: int | None,
+    threads: int | None,
+) -> None:
+    """Call chumoku_<name>, contiguous tensors as pointers. InputError: it has no such kernel."""
+    library = _library()
+    if library is None:
+        raise DependencyError(
+            "the native kernels are not built",
+            advice="install a C++ compiler and run: pip install --force-reinstall chumoku",
+        )
+    status = library.functions[name](
         library.best if level is None else level,
-        x.data_ptr(),
-        y.data_ptr(),
-        slope.data_ptr(),
-        x.numel(),
+        *(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments),
         torch.get_num_threads() if threads is None else threads,
         library.parallel,
     )
     if status:
-        raise InputError(f"no native kernel at level {level}")
-    return y, slope
+        raise InputError(f"no native kernel {name} at level {level} for {arguments[0]}")
+
+
+def _pointwise(*tensors: Tensor) -> int:
+    """The number of the dtype that all have. InputError: others than float32 and bfloat16."""
+    dtypes = {x.dtype for x in tensors}
+    if not dtypes < {torch.float32, torch.bfloat16} or not all(x.is_cpu for x in tensors):
+        raise InputError("the native kernel takes float32 or bfloat16 tensors on the CPU")
+    return _NUMBER["BF16" if torch.bfloat16 in dtypes else "F32"]
 
 
 def _number_of(x: Tensor, raw: Tensor, storage: str, bias: Tensor | None) -> int:
@@ -249,20 +257,6 @@ def _misfit(x: Tensor, raw: Tensor, storage: str) -> InputError:
     return InputError(f"x {[*x.shape]} does not fit rows of {values} {storage} values")
 
 
-def _no_kernel(storage: str, level: int | None) -> InputError:
-    return InputError(f"no native kernel for storage {storage} at level {level}")
-
-
-def _require() -> Library:
-    library = _library()
-    if library is None:
-        raise DependencyError(
-            "the native kernels are not built",
-            advice="install a C++ compiler and run: pip install --force-reinstall chumoku",
-        )
-    return library
-
-
 @cache
 def _library() -> Library | None:
     path = _path()
@@ -276,7 +270,7 @@ def _library() -> Library | None:
         return None
     keep_freed_memory()
     levels = _levels(loaded)
-    return Library(*_functions(loaded), levels, max(levels), _parallel_entry())
+    return Library(_functions(loaded), levels, max(levels), _parallel_entry())
 
 
 def _path() -> Path:
@@ -286,17 +280,21 @@ def _path() -> Path:
     return next((f / name for f in folders if (f / name).exists()), folders[0] / name)
 
 
-def _functions(loaded: ctypes.CDLL) -> tuple[Any, Any, Any, Any]:
+def _functions(loaded: ctypes.CDLL) -> dict[str, Any]:
     pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-    linear = loaded.chumoku_block_linear
-    linear.argtypes = [number, number, *[pointer] * 4, *[size] * 3, number, pointer]
-    product = loaded.chumoku_block_product
-    product.argtypes = [number, number, *[pointer] * 5, *[size] * 4, number, pointer]
-    dequantize = loaded.chumoku_dequantize
-    dequantize.argtypes = [number, number, *[pointer] * 2, *[size] * 3, number, pointer]
-    gelu_tanh = loaded.chumoku_gelu_tanh
-    gelu_tanh.argtypes = [number, *[pointer] * 3, size, number, pointer]
-    return linear, product, dequantize, gelu_tanh
+    between = {  # the level and the threads
+        "block_linear": [number, *[pointer] * 4, *[size] * 3],
+        "block_product": [number, *[pointer] * 4, *[size] * 3],
+        "dequantize": [number, *[pointer] * 2, *[size] * 3],
+        "silu_product": [number, *[pointer] * 3, size],
+        "rms_norm": [number, *[pointer] * 3, *[size] * 2, ctypes.c_float],
+        "gelu_tanh": [*[pointer] * 3, size],
+    }
+    functions = {}
+    for name, types in between.items():
+        functions[name] = getattr(loaded, f"chumoku_{name}")
+        functions[name].argtypes = [number, *types, number, pointer]
+    return functions
 
 
 def _levels(loaded: ctypes.CDLL) -> dict[int, str]:

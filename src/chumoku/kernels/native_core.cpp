@@ -9,7 +9,7 @@
 #include "native_core.h"
 
 #include "native_formats.h"
-#include "native_gelu.h"
+#include "native_pointwise.h"
 #include "native_product.h"
 
 namespace chumoku {
@@ -175,12 +175,35 @@ void linear(const Linear &job, int64_t first, int64_t last) {
     with_format(job.storage, [&](auto format) { linear_run<decltype(format)>(job, first, last); });
 }
 
-void product(const Linear &job, const float *packed, int64_t first, int64_t last) {
-    with_format(job.storage, [&](auto format) { product_run<decltype(format)>(job, packed, first, last); });
+void product(const Linear &job, int64_t first, int64_t last) {
+    with_format(job.storage, [&](auto format) { product_run<decltype(format)>(job, first, last); });
 }
 
 void decode(Storage storage, const uint8_t *raw, float *out, int64_t count) {
     with_format(storage, [&](auto format) { decode_run<decltype(format)>(raw, out, count); });
+}
+
+template <class Type, class... Rest>
+inline void silu_product_as(const void *gate, const void *up, void *y, Rest... rest) {
+    using Stored = typename Type::Stored;
+    silu_product<Type>((const Stored *)gate, (const Stored *)up, (Stored *)y, rest...);
+}
+
+void silu_product_of(Storage type, const void *gate, const void *up, void *y, int64_t first, int64_t last) {
+    if (type == BF16) silu_product_as<Brain>(gate, up, y, first, last);
+    else silu_product_as<Single>(gate, up, y, first, last);
+}
+
+template <class Type, class... Rest>
+inline void rms_norm_as(const void *x, const void *weight, void *y, Rest... rest) {
+    using Stored = typename Type::Stored;
+    rms_norm<Type>((const Stored *)x, (const Stored *)weight, (Stored *)y, rest...);
+}
+
+void rms_norm_of(Storage type, const void *x, const void *weight, void *y, int64_t width, float eps, int64_t first,
+                 int64_t last) {
+    if (type == BF16) rms_norm_as<Brain>(x, weight, y, width, eps, first, last);
+    else rms_norm_as<Single>(x, weight, y, width, eps, first, last);
 }
 
 }  // namespace
@@ -190,6 +213,6 @@ void decode(Storage storage, const uint8_t *raw, float *out, int64_t count) {
 #define CHUMOKU_TEXT_(a) #a
 #define CHUMOKU_TEXT(a) CHUMOKU_TEXT_(a)
 extern const Core CHUMOKU_JOIN(core_, CHUMOKU_CORE) = {
-    CHUMOKU_TEXT(CHUMOKU_CORE), linear, OUTER_TOKENS, CHUNK, pack, product, decode, gelu_tanh};
+    CHUMOKU_TEXT(CHUMOKU_CORE), linear, CHUNK, product, decode, silu_product_of, rms_norm_of, gelu_tanh};
 
 }  // namespace chumoku

@@ -18,19 +18,23 @@ struct Linear {
     int64_t tokens, inputs, outputs;
 };
 
+constexpr int MOST_TOKENS = 512;  // of one call of Core::product
+
 // One build of the arithmetic for one set of instructions.
 struct Core {
     const char *name;
     // The outputs first..last-1 of every token.
     void (*linear)(const Linear &job, int64_t first, int64_t last);
-    // The same product by tiles, faster for many tokens: first `pack` for each tile of `tile` tokens
-    // (the last may be short), into packed[tiles * tile * inputs], then `product` for each chunk of
-    // `chunk` outputs.
-    int tile, chunk;
-    void (*pack)(const Linear &job, float *packed, int64_t first, int64_t last);
-    void (*product)(const Linear &job, const float *packed, int64_t first, int64_t last);
+    // The same product by tiles, faster for many tokens: each chunk of `chunk` outputs.
+    int chunk;
+    void (*product)(const Linear &job, int64_t first, int64_t last);
     // count values, a whole number of blocks, as float32.
     void (*decode)(Storage storage, const uint8_t *raw, float *out, int64_t count);
+    // SiLU(gate) * up of the values first..last-1, float32 or bfloat16.
+    void (*silu_product)(Storage type, const void *gate, const void *up, void *y, int64_t first, int64_t last);
+    // RMSNorm of the rows first..last-1, float32 or bfloat16.
+    void (*rms_norm)(Storage type, const void *x, const void *weight, void *y, int64_t width, float eps,
+                     int64_t first, int64_t last);
     // GELU, by the tanh approximation, of the values first..last-1 and its slope there.
     void (*gelu_tanh)(const float *x, float *y, float *slope, int64_t first, int64_t last);
 };

@@ -51,7 +51,7 @@ inline void sum_four(const Lanes *a, float *out) {
     _mm_storeu_ps(out, _mm512_castps512_ps128(_mm512_permutexvar_ps(places, one)));
 }
 constexpr int TILE_ROWS = 4, TILE_TOKENS = 4;
-constexpr int OUTER_ROWS = 12, OUTER_LANES = 2;
+constexpr int OUTER_TOKENS = 8, OUTER_LANES = 3;
 
 #elif defined(__AVX2__)
 
@@ -100,7 +100,7 @@ inline void sum_four(const Lanes *a, float *out) {
     _mm_storeu_ps(out, _mm_add_ps(even, odd));
 }
 constexpr int TILE_ROWS = 2, TILE_TOKENS = 2;
-constexpr int OUTER_ROWS = 6, OUTER_LANES = 1;
+constexpr int OUTER_TOKENS = 6, OUTER_LANES = 1;
 
 #endif
 
@@ -218,7 +218,7 @@ inline void sum_four(const Lanes *rows, float *out) {
     }
 }
 constexpr int TILE_ROWS = 1, TILE_TOKENS = 1;
-constexpr int OUTER_ROWS = 4, OUTER_LANES = 1;
+constexpr int OUTER_TOKENS = 4, OUTER_LANES = 1;
 
 inline void turn_four(const float *from, int64_t from_stride, float *to, int64_t to_stride) {
     for (int i = 0; i < 4; i++)

@@ -276,7 +276,7 @@ class Attention(nn.Module):
 
     def project_query(self, x_BTD: Tensor) -> Tensor:
         """q_BNTH of cross-attention."""
-        return ops.split_heads(self.query(x_BTD), self.num_heads)
+        return ops.split_heads(ops.linear(x_BTD, self.query), self.num_heads)
 
     def project_context(self, context_BSD: Tensor) -> tuple[Tensor, Tensor]:
         """k_BKSH, v_BKSH of cross-attention, computed once for each source."""
@@ -304,7 +304,7 @@ class Attention(nn.Module):
             heads_BNTH = run(q_BNTH, k_BKSH, v_BKSH)
         else:
             heads_BNTH = cache.attend(layer, q_BNTH, k_BKSH, v_BKSH, run)
-        return self.output(ops.merge_heads(self.heads(heads_BNTH)))  # type: ignore[no-any-return]
+        return ops.linear(ops.merge_heads(self.heads(heads_BNTH)), self.output)
 
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, seen: Visible, bias_BNTS: Tensor | None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from chumoku.layers.ops import ACTIVATIONS, project
+from chumoku.layers.ops import ACTIVATIONS, gated, linear, project
 from chumoku.layers.taps import Tap
 
 
@@ -22,8 +22,8 @@ class FeedForward(nn.Module):
         self.hidden = Tap()
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        hidden_BTF = self.hidden(self.activation(self.up(x_BTD)))
-        return self.down(self.dropout(hidden_BTF))  # type: ignore[no-any-return]
+        hidden_BTF = self.hidden(self.activation(linear(x_BTD, self.up)))
+        return linear(self.dropout(hidden_BTF), self.down)
 
 
 class GatedFeedForward(nn.Module):
@@ -42,5 +42,5 @@ class GatedFeedForward(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         gate_BTF, up_BTF = project(x_BTD, self.gate, self.up)
-        hidden_BTF = self.hidden(self.activation(gate_BTF) * up_BTF)
-        return self.down(self.dropout(hidden_BTF))  # type: ignore[no-any-return]
+        hidden_BTF = self.hidden(gated(gate_BTF, up_BTF, self.activation))
+        return linear(self.dropout(hidden_BTF), self.down)

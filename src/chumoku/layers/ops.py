@@ -23,6 +23,14 @@ from chumoku.kernels.activations import training_gelu_tanh, trains_natively
 P = ParamSpec("P")
 R = TypeVar("R")
 
+Activation = Callable[[Tensor], Tensor]
+
+STORAGES: Final = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+"""The native kernels' names of these dtypes."""
+
+VOCABULARY: Final = 8192
+"""Rows from which on the native kernel is the faster one in float32 too."""
+
 
 def primitive(function: Callable[P, R]) -> Callable[P, R]:
     """Let an active TorchFunctionMode see `function` as one operation instead of its parts."""
@@ -55,6 +63,8 @@ def softmax(scores: Tensor) -> Tensor:
 @primitive
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """weight * x / sqrt(mean(x^2) + eps) over the last axis (1910.07467, eq. 4), in x's dtype."""
+    if _in_one_pass(x, weight):
+        return native.native_rms_norm(x, weight, eps)
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide(x.dtype))
     y = x * torch.rsqrt(norm * norm / x.shape[-1] + eps)
     return (weight * y.to(x.dtype)).to(x.dtype)
@@ -120,18 +130,23 @@ def patches(pixels_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
     return tiles.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
 
 
-def unembed(x_BTD: Tensor, layer: nn.Module) -> Tensor:
-    """layer(x_BTD). One float32 token on the CPU goes through the native kernel, which reads a
-    vocabulary's rows faster than F.linear; unless a graph, a gradient or a hook is wanted."""
+def linear(x_BTD: Tensor, layer: nn.Module) -> Tensor:
+    """layer(x_BTD). One token on the CPU goes through the native kernel where that reads the
+    weights faster than F.linear does: two bytes a weight, or the rows of a vocabulary; unless a
+    graph, a gradient or a hook is wanted."""
     if type(layer) is not nn.Linear or not _one_token(x_BTD, layer):
         return layer(x_BTD)  # type: ignore[no-any-return]
-    return native.native_block_linear(x_BTD, layer.weight.view(torch.uint8), "F32", layer.bias)
+    bias = None if layer.bias is None else layer.bias.float()
+    raw, storage = layer.weight.view(torch.uint8), STORAGES[x_BTD.dtype]
+    return native.native_block_linear(x_BTD.float(), raw, storage, bias).to(x_BTD.dtype)
 
 
 def _one_token(x_BTD: Tensor, layer: nn.Linear) -> bool:
     return (
         x_BTD.numel() == layer.in_features
-        and x_BTD.dtype is layer.weight.dtype is torch.float32
+        and x_BTD.dtype is layer.weight.dtype
+        and (x_BTD.dtype in STORAGES)
+        and (x_BTD.dtype is not torch.float32 or layer.out_features >= VOCABULARY)
         and not torch.is_grad_enabled()
         and not (layer._forward_hooks or layer._forward_pre_hooks)
         and not has_torch_function((x_BTD, layer.weight))
@@ -142,7 +157,24 @@ def _one_token(x_BTD: Tensor, layer: nn.Linear) -> bool:
 
 def project(x_BTD: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
     """Apply several projections to one input: the place where they may be packed into one."""
-    return tuple(layer(x_BTD) for layer in layers)
+    return tuple(linear(x_BTD, layer) for layer in layers)
+
+
+def gated(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
+    """activation(gate) * up (Shazeer, 2002.05202, eq. 5 and 6)."""
+    if activation is F.silu and _in_one_pass(gate, up):
+        return native.native_silu_product(gate, up)
+    return activation(gate) * up
+
+
+def _in_one_pass(*tensors: Tensor) -> bool:
+    """True where a native kernel may stand for several steps that nobody watches."""
+    return (
+        tensors[0].dtype in (torch.float32, torch.bfloat16)
+        and all(x.dtype is tensors[0].dtype and native.serves(x) for x in tensors)
+        and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
+        and not has_torch_function(tensors)
+    )
 
 
 @primitive
@@ -179,8 +211,6 @@ def identity(x: Tensor) -> Tensor:
     """The activation called "linear"."""
     return x
 
-
-Activation = Callable[[Tensor], Tensor]
 
 ACTIVATIONS: Final[dict[str, Activation]] = {
     "gelu": F.gelu,

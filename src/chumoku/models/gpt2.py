@@ -21,7 +21,7 @@ from chumoku.errors import InputError
 from chumoku.layers.attention import EMPTY, Attention, Batch, Shape, Visible, positions, visible
 from chumoku.layers.cache import Cache
 from chumoku.layers.feedforward import FeedForward
-from chumoku.layers.ops import unembed
+from chumoku.layers.ops import linear
 from chumoku.layers.taps import ResidualTaps, Tap
 from chumoku.models import config_keys, heads
 from chumoku.models.names import NameTable, head_rules, rule
@@ -137,7 +137,7 @@ class Model(nn.Module):
         """Hidden states -> logits_BTV."""
         if self.unembedding is None:
             raise InputError(f"a model with head {self.head_name!r} has no vocabulary logits")
-        return self.logits(unembed(x_BTD, self.unembedding))  # type: ignore[no-any-return]
+        return self.logits(linear(x_BTD, self.unembedding))  # type: ignore[no-any-return]
 
     def forward(
         self, ids_BT: Tensor, mask_BS: Tensor | None = None, *, batch: Batch = EMPTY

@@ -22,7 +22,7 @@ from chumoku.layers.attention import EMPTY, Attention, Batch, Shape, Visible, po
 from chumoku.layers.cache import Cache
 from chumoku.layers.feedforward import GatedFeedForward
 from chumoku.layers.norms import RMSNorm
-from chumoku.layers.ops import rotate, unembed
+from chumoku.layers.ops import linear, rotate
 from chumoku.layers.positions import RotaryScaling, rotary_frequencies, rotary_tables
 from chumoku.layers.taps import ResidualTaps, Tap
 from chumoku.models import config_keys, heads
@@ -137,7 +137,7 @@ class Model(nn.Module):
         """Hidden states -> logits_BTV."""
         if self.unembedding is None:
             raise InputError(f"a model with head {self.head_name!r} has no vocabulary logits")
-        return self.logits(unembed(x_BTD, self.unembedding))  # type: ignore[no-any-return]
+        return self.logits(linear(x_BTD, self.unembedding))  # type: ignore[no-any-return]
 
     def forward(
         self, ids_BT: Tensor, mask_BS: Tensor | None = None, *, batch: Batch = EMPTY

@@ -32,7 +32,7 @@ from chumoku.layers.cache import Cache
 from chumoku.layers.feedforward import FeedForward, GatedFeedForward
 from chumoku.layers.memory import Memory
 from chumoku.layers.norms import RMSNorm
-from chumoku.layers.ops import scaled, unembed
+from chumoku.layers.ops import linear, scaled
 from chumoku.layers.positions import relative_buckets
 from chumoku.layers.taps import CrossResidualTaps, ResidualTaps, Tap
 from chumoku.models import config_keys
@@ -330,7 +330,7 @@ class EncoderDecoder(nn.Module):
         if self.unembedding is None:
             raise InputError(f"a model with head {self.head_name!r} has no vocabulary logits")
         factor = self.config.width**-0.5 if self.config.scaled_logits else 1.0
-        return self.logits(unembed(scaled(x_BTD, factor), self.unembedding))  # type: ignore[no-any-return]
+        return self.logits(linear(scaled(x_BTD, factor), self.unembedding))  # type: ignore[no-any-return]
 
     def decode(
         self,

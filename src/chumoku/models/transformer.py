@@ -32,7 +32,7 @@ from chumoku.layers.attention import (
 from chumoku.layers.cache import Cache
 from chumoku.layers.feedforward import FeedForward
 from chumoku.layers.memory import Memory
-from chumoku.layers.ops import scaled, unembed
+from chumoku.layers.ops import linear, scaled
 from chumoku.layers.positions import sinusoids
 from chumoku.layers.taps import CrossResidualTaps, ResidualTaps, Tap
 from chumoku.models import config_keys
@@ -291,7 +291,7 @@ class Model(nn.Module):
         """Hidden states -> logits_BTV."""
         if self.unembedding is None:
             raise InputError(f"a model with head {self.head_name!r} has no vocabulary logits")
-        logits_BTV = unembed(x_BTD, self.unembedding)
+        logits_BTV = linear(x_BTD, self.unembedding)
         return self.logits(logits_BTV if self.head is None else self.head(logits_BTV))  # type: ignore[no-any-return]
 
     def decode(
