@@ -40,9 +40,10 @@ from chumoku.training.averaging import EMA
 from chumoku.training.loop import Run
 from chumoku.training.metrics import bleu, bleu_signature
 from chumoku.training.objectives.seq2seq import Example
+from chumoku.training.preparing import Prepared, prepare
 from chumoku.training.progress import Reports, Step
 from chumoku.training.recipe import Recipe, read_recipe
-from chumoku.training.runner import Prepared, prepare, read_data
+from chumoku.training.recipe_data import read_data
 from chumoku.training.task import IGNORED, mask_of, padded
 
 ENDLESS = ("inverse-sqrt", "constant")

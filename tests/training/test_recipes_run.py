@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +19,8 @@ DATA = ROOT.parent / "shared" / "data"
 RECIPES = sorted((ROOT / "recipes").glob("**/*.toml"))
 EVERYDAY = {"digits", "shakespeare", "sst2-lora", "translator"}
 ROWS = 3000
+WRITTEN = {"chat-lora": ("question_chat.py", "question-chat")}
+"""Recipes whose rows a script beside them writes, and into which folder."""
 
 
 def short(recipe: Recipe) -> Recipe:
@@ -44,8 +48,12 @@ def test_the_recipe_takes_its_first_steps(path: Path, tmp_path: Path) -> None:
     source = source or recipe.model.student_of
     if source is not None and "/" in source:
         pytest.skip(f"{source} cannot be had here")
+    if path.stem in WRITTEN:
+        script, folder = WRITTEN[path.stem]
+        command = [sys.executable, ROOT / "recipes" / script, "write", "--data", DATA]
+        subprocess.run([*command, "--output", tmp_path / folder], check=True)
     try:
-        outcome = train(recipe, tmp_path / "out", places=[DATA], device="cpu")
+        outcome = train(recipe, tmp_path / "out", places=[DATA, tmp_path], device="cpu")
     except SourceError as error:
         pytest.skip(str(error))
     assert outcome.result.steps == 2

@@ -15,9 +15,10 @@ import chumoku
 from chumoku.cli import main
 from chumoku.errors import ChumokuError, ConfigError, InputError, TrainingError
 from chumoku.training.finetune import Wish, recipe_of, run_seeds
+from chumoku.training.preparing import KINDS
 from chumoku.training.progress import read_log
 from chumoku.training.recipe import Recipe, build
-from chumoku.training.runner import KINDS, Outcome, train
+from chumoku.training.runner import Outcome, train
 
 WORDS = {"good": ["fine", "lovely", "great"], "bad": ["poor", "awful", "dull"]}
 

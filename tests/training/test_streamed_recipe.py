@@ -17,9 +17,10 @@ from chumoku.training.data import hub
 from chumoku.training.data.streaming import RowStream, StreamBatches, batches_of, row_stream
 from chumoku.training.objectives import causal_lm, masked_lm
 from chumoku.training.objectives.encoded import frame_of, pieces_of
+from chumoku.training.preparing import prepare
 from chumoku.training.progress import JsonLog, Step, read_log
 from chumoku.training.recipe import Recipe, build
-from chumoku.training.runner import prepare, train
+from chumoku.training.runner import train
 
 BERT = {
     "model_type": "bert",
