@@ -29,14 +29,15 @@ def gelu_and_slope(x: Tensor, approximate: str) -> tuple[Tensor, Tensor]:
     return y.detach(), slope
 
 
-def test_gelu_and_its_slope(level: int) -> None:
+@pytest.mark.parametrize(("approximate", "other"), [("tanh", "none"), ("none", "tanh")])
+def test_gelu_and_its_slope(approximate: str, other: str, level: int) -> None:
     x = torch.cat([torch.linspace(-16, 16, 40_001), torch.tensor([0.0, -0.0, 1e-30, -90.0, 3e4])])
-    found = native.native_gelu_tanh(x, level=level, threads=1)
-    for ours, theirs in zip(found, gelu_and_slope(x, "tanh"), strict=True):
+    found = native.native_gelu(x, approximate, level=level, threads=1)
+    for ours, theirs in zip(found, gelu_and_slope(x, approximate), strict=True):
         assert ((ours - theirs).abs() / theirs.abs().clamp_min(1.0)).max() < 1e-6
-    exact = gelu_and_slope(x, "none")
-    assert all((a - b).abs().max() > 1e-4 for a, b in zip(found, exact, strict=True))
-    shared = native.native_gelu_tanh(x, level=level, threads=2)
+    wrong = gelu_and_slope(x, other)
+    assert all((a - b).abs().max() > 1e-4 for a, b in zip(found, wrong, strict=True))
+    shared = native.native_gelu(x, approximate, level=level, threads=2)
     assert all(torch.equal(a, b) for a, b in zip(found, shared, strict=True))
 
 
@@ -79,8 +80,9 @@ def test_rms_norm(dtype: torch.dtype, shape: tuple[int, ...], level: int) -> Non
 
 def test_what_is_no_number() -> None:
     nan, inf = float("nan"), float("inf")
-    y, slope = native.native_gelu_tanh(torch.tensor([nan, 1.0]))
-    assert y.isnan().tolist() == slope.isnan().tolist() == [True, False]
+    for approximate in ("none", "tanh"):
+        y, slope = native.native_gelu(torch.tensor([nan, 1.0]), approximate)
+        assert y.isnan().tolist() == slope.isnan().tolist() == [True, False]
     for dtype in DTYPES:
         x, ones = torch.tensor([nan, inf, 1.0], dtype=dtype), torch.ones(3, dtype=dtype)
         found = native.native_silu_product(x, ones)
@@ -94,9 +96,11 @@ def test_what_is_no_number() -> None:
 def test_wrong_values() -> None:
     x = torch.zeros(3)
     with pytest.raises(InputError, match="float32"):
-        native.native_gelu_tanh(x.double())
+        native.native_gelu(x.double(), "tanh")
+    with pytest.raises(InputError, match="'none' or 'tanh', not 'sigmoid'"):
+        native.native_gelu(x, "sigmoid")
     with pytest.raises(InputError, match="level 9"):
-        native.native_gelu_tanh(x, level=9)
+        native.native_gelu(x, "tanh", level=9)
     for other in (x.double(), x.half(), x.bfloat16()):
         with pytest.raises(InputError, match="float32 or bfloat16"):
             native.native_silu_product(x, other)
@@ -108,5 +112,5 @@ def test_wrong_values() -> None:
         native.native_rms_norm(x, torch.zeros(4), 1e-6)
     empty = torch.zeros(0, 4)
     assert native.native_rms_norm(empty, torch.zeros(4), 1e-6).shape == (0, 4)
-    for one in (*native.native_gelu_tanh(empty), native.native_silu_product(empty, empty)):
+    for one in (*native.native_gelu(empty, "none"), native.native_silu_product(empty, empty)):
         assert one.shape == (0, 4)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from chumoku.errors import ConfigError, InputError
 from chumoku.kernels.linear import block_embedding, block_linear, dequantize_fast
-from chumoku.layers.ops import scaled, wide
+from chumoku.layers.ops import dropout, scaled, wide
 from chumoku.quantization.layers import QuantizedEmbedding, QuantizedLinear
 
 ALL_LINEAR: Final = "all-linear"
@@ -288,7 +288,7 @@ class LoRALinear(AdaptedLayer):
         A_RD, B_OR = self.lora_A[name], self.lora_B[name]
         drops = self.training and part.dropout > 0
         x = x.to(A_RD.dtype)
-        x = F.dropout(x, part.dropout) if drops else x
+        x = dropout(x, part.dropout) if drops else x
         low = part.scale * F.linear(F.linear(x, A_RD), B_OR)
         if not part.dora:
             return low

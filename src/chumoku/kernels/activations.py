@@ -1,7 +1,6 @@
-"""The tanh GELU for training on a CPU: the slope comes with the value, backward is one product.
+"""GELU for training on a CPU: the slope comes with the value, backward is one product.
 
-Definition: torch.nn.functional.gelu(approximate="tanh"), whose backward computes tanh again. For
-the exact GELU there is nothing to win: PyTorch's own kernels are as fast.
+Definition: torch.nn.functional.gelu, whose backward computes erf or tanh again.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from chumoku.kernels.native import native_gelu_tanh, serves
+from chumoku.kernels.native import native_gelu, serves
 
 
 def trains_natively(x: Tensor) -> bool:
@@ -21,22 +20,22 @@ def trains_natively(x: Tensor) -> bool:
     return wanted and x.dtype is torch.float32 and serves(x)
 
 
-def training_gelu_tanh(x: Tensor) -> Tensor:
-    """GELU(x) by the tanh approximation, differentiable once; keeps the slope in place of x."""
-    y: Tensor = _GeluTanh.apply(x)  # type: ignore[no-untyped-call]
+def training_gelu(x: Tensor, approximate: str) -> Tensor:
+    """GELU(x), differentiable once; keeps the slope in place of x."""
+    y: Tensor = _Gelu.apply(x, approximate)  # type: ignore[no-untyped-call]
     return y
 
 
-class _GeluTanh(torch.autograd.Function):
+class _Gelu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        y, slope = native_gelu_tanh(x)
+    def forward(ctx: Any, x: Tensor, approximate: str) -> Tensor:
+        y, slope = native_gelu(x, approximate)
         ctx.save_for_backward(slope)
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         slope: Tensor
         (slope,) = ctx.saved_tensors
-        return gradient * slope
+        return gradient * slope, None

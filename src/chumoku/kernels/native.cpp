@@ -142,12 +142,23 @@ CHUMOKU_EXPORT int chumoku_rms_norm(int level, int type, const void *x, const vo
     return 0;
 }
 
-// y = GELU(x), by the tanh approximation, and its slope.
-CHUMOKU_EXPORT int chumoku_gelu_tanh(int level, const float *x, float *y, float *slope, int64_t count, int threads,
-                                     void *parallel) {
+// noise = value with probability keep, else 0, by the generator whose state is given and moved on
+// (Core::bernoulli); type: F32 or BF16. One thread: numbers follow from each other.
+CHUMOKU_EXPORT int chumoku_bernoulli(int level, int type, void *state, void *next, void *noise, int64_t count,
+                                     double keep, float value, int, void *) {
+    const Core *core = core_of(level);
+    if (!core || (type != F32 && type != BF16)) return 1;
+    core->bernoulli(Storage(type), (uint32_t *)state, (int *)next, keep, value, noise, count);
+    return 0;
+}
+
+// y = GELU(x), exact or by the tanh approximation, and its slope.
+CHUMOKU_EXPORT int chumoku_gelu(int level, int exact, const float *x, float *y, float *slope, int64_t count,
+                                int threads, void *parallel) {
     const Core *core = core_of(level);
     if (!core) return 1;
-    auto body = [&](int64_t first, int64_t last) { core->gelu_tanh(x, y, slope, first, last); };
+    auto gelu = exact ? core->gelu_exact : core->gelu_tanh;
+    auto body = [&](int64_t first, int64_t last) { gelu(x, y, slope, first, last); };
     share(body, count, 16, 4096, threads, parallel);
     return 0;
 }

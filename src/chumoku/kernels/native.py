@@ -141,7 +141,7 @@ def native_silu_product(
     gate: Tensor, up: Tensor, *, level: int | None = None, threads: int | None = None
 ) -> Tensor:
     """SiLU(gate) * up, float32 or bfloat16 on the CPU, both of one shape and dtype; to 1e-6 in
-    float32. Errors as of native_gelu_tanh."""
+    float32. Errors as of native_gelu."""
     number = _pointwise(gate, up)
     if gate.shape != up.shape:
         raise InputError(f"gate {[*gate.shape]} and up {[*up.shape]} must have one shape")
@@ -155,7 +155,7 @@ def native_rms_norm(
     x: Tensor, weight: Tensor, eps: float, *, level: int | None = None, threads: int | None = None
 ) -> Tensor:
     """weight * x / sqrt(mean(x^2) + eps), x [..., D], weight [D], both float32 or both bfloat16,
-    on the CPU; to 1e-6 in float32. Errors as of native_gelu_tanh."""
+    on the CPU; to 1e-6 in float32. Errors as of native_gelu."""
     number = _pointwise(x, weight)
     if x.shape[-1:] != weight.shape:
         raise InputError(f"weight {[*weight.shape]} does not fit x {[*x.shape]}")
@@ -166,18 +166,50 @@ def native_rms_norm(
     return y
 
 
-def native_gelu_tanh(
-    x: Tensor, *, level: int | None = None, threads: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """(GELU(x) by the tanh approximation, its slope at x), float32 on the CPU, to 1e-6.
+def native_bernoulli(
+    noise: Tensor,
+    state: Tensor,
+    next_word: Tensor,
+    keep: float,
+    value: float,
+    *,
+    level: int | None = None,
+) -> None:
+    """Fill noise, contiguous float32 or bfloat16 on the CPU: value with probability keep, else 0.
 
-    InputError: another dtype or device. DependencyError: the library is not built.
+    The draws are those of PyTorch's Tensor.bernoulli_ (53 bits of two words). state int32 [624]:
+    the words of MT19937; next_word int32 [1]: the first not yet used, 624 if none; both are moved
+    on.
+    InputError: others than these. DependencyError: the library is not built.
+    """
+    number = _pointwise(noise)
+    if (
+        state.dtype is not torch.int32
+        or state.shape != (624,)
+        or next_word.dtype is not torch.int32
+    ):
+        raise InputError(f"a state is int32 [624], not {state.dtype} {[*state.shape]}")
+    if not all(x.is_contiguous() for x in (noise, state, next_word)):
+        raise InputError("noise and state must be contiguous")
+    if not 0 <= int(next_word) <= 624:
+        raise InputError(f"the next word of 624 cannot be number {int(next_word)}")
+    _run("bernoulli", (number, state, next_word, noise, noise.numel(), keep, value), level, 1)
+
+
+def native_gelu(
+    x: Tensor, approximate: str, *, level: int | None = None, threads: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """(GELU(x), its slope at x), float32 on the CPU, to 1e-6. approximate: "none" or "tanh".
+
+    InputError: another dtype, device or formula. DependencyError: the library is not built.
     """
     if x.dtype is not torch.float32 or not x.is_cpu:
         raise InputError("the native kernel takes float32 tensors on the CPU")
+    if approximate not in ("none", "tanh"):
+        raise InputError(f"approximate is 'none' or 'tanh', not {approximate!r}")
     x = x.contiguous()
     y, slope = torch.empty_like(x), torch.empty_like(x)
-    _run("gelu_tanh", (x, y, slope, x.numel()), level, threads)
+    _run("gelu", (approximate == "none", x, y, slope, x.numel()), level, threads)
     return y, slope
 
 
@@ -288,7 +320,8 @@ def _functions(loaded: ctypes.CDLL) -> dict[str, Any]:
         "dequantize": [number, *[pointer] * 2, *[size] * 3],
         "silu_product": [number, *[pointer] * 3, size],
         "rms_norm": [number, *[pointer] * 3, *[size] * 2, ctypes.c_float],
-        "gelu_tanh": [*[pointer] * 3, size],
+        "bernoulli": [number, *[pointer] * 3, size, ctypes.c_double, ctypes.c_float],
+        "gelu": [number, *[pointer] * 3, size],
     }
     functions = {}
     for name, types in between.items():

@@ -11,6 +11,7 @@
 #include "native_formats.h"
 #include "native_pointwise.h"
 #include "native_product.h"
+#include "native_random.h"
 
 namespace chumoku {
 namespace {
@@ -206,6 +207,17 @@ void rms_norm_of(Storage type, const void *x, const void *weight, void *y, int64
     else rms_norm_as<Single>(x, weight, y, width, eps, first, last);
 }
 
+void bernoulli_of(Storage type, uint32_t *state, int *next, double keep, float value, void *noise, int64_t count) {
+    Twister twister;
+    memcpy(twister.state, state, sizeof twister.state);
+    twister.next = *next;
+    twister.temper();
+    if (type == BF16) bernoulli<Brain>(twister, keep, value, (uint16_t *)noise, count);
+    else bernoulli<Single>(twister, keep, value, (float *)noise, count);
+    memcpy(state, twister.state, sizeof twister.state);
+    *next = twister.next;
+}
+
 }  // namespace
 
 #define CHUMOKU_JOIN_(a, b) a##b
@@ -213,6 +225,6 @@ void rms_norm_of(Storage type, const void *x, const void *weight, void *y, int64
 #define CHUMOKU_TEXT_(a) #a
 #define CHUMOKU_TEXT(a) CHUMOKU_TEXT_(a)
 extern const Core CHUMOKU_JOIN(core_, CHUMOKU_CORE) = {
-    CHUMOKU_TEXT(CHUMOKU_CORE), linear, CHUNK, product, decode, silu_product_of, rms_norm_of, gelu_tanh};
+    CHUMOKU_TEXT(CHUMOKU_CORE), linear, CHUNK, product, decode, silu_product_of, rms_norm_of, bernoulli_of, gelu_exact, gelu_tanh};
 
 }  // namespace chumoku

@@ -213,7 +213,7 @@ def attend_written(
     if weights_tap is not None:
         weights_BNTS = weights_tap(weights_BNTS)
     if dropout > 0.0:
-        weights_BNTS = F.dropout(weights_BNTS, dropout)
+        weights_BNTS = ops.dropout(weights_BNTS, dropout)
     return ops.weighted_sum(weights_BNTS, v_BKSH)
 
 

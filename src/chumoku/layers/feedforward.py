@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from chumoku.layers.dropout import Dropout
 from chumoku.layers.ops import ACTIVATIONS, gated, linear, project
 from chumoku.layers.taps import Tap
 
@@ -18,7 +19,7 @@ class FeedForward(nn.Module):
         self.up = nn.Linear(width, hidden, bias=bias)
         self.down = nn.Linear(hidden, width, bias=bias)
         self.activation = ACTIVATIONS[activation]
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.hidden = Tap()
 
     def forward(self, x_BTD: Tensor) -> Tensor:
@@ -37,7 +38,7 @@ class GatedFeedForward(nn.Module):
         self.up = nn.Linear(width, hidden, bias=bias)
         self.down = nn.Linear(hidden, width, bias=bias)
         self.activation = ACTIVATIONS[activation]
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.hidden = Tap()
 
     def forward(self, x_BTD: Tensor) -> Tensor:

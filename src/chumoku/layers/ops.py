@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function
 
 from chumoku.kernels import native
-from chumoku.kernels.activations import training_gelu_tanh, trains_natively
+from chumoku.kernels.activations import training_gelu, trains_natively
+from chumoku.kernels.dropout import training_dropout
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -155,6 +156,11 @@ def _one_token(x_BTD: Tensor, layer: nn.Linear) -> bool:
     )
 
 
+def dropout(x: Tensor, rate: float) -> Tensor:
+    """F.dropout(x, rate) in training, with the same numbers; a recorder sees that function."""
+    return F.dropout(x, rate) if has_torch_function((x,)) else training_dropout(x, rate)
+
+
 def project(x_BTD: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
     """Apply several projections to one input: the place where they may be packed into one."""
     return tuple(linear(x_BTD, layer) for layer in layers)
@@ -177,10 +183,16 @@ def _in_one_pass(*tensors: Tensor) -> bool:
     )
 
 
+def gelu(x: Tensor) -> Tensor:
+    """F.gelu(x), x * Phi(x) (1606.08415, eq. 2); a recorder sees that function."""
+    fast = trains_natively(x) and not has_torch_function((x,))
+    return training_gelu(x, "none") if fast else F.gelu(x)
+
+
 @primitive
 def gelu_new(x: Tensor) -> Tensor:
     """The tanh approximation of x * Phi(x) (Hendrycks & Gimpel, 1606.08415, section 2)."""
-    return training_gelu_tanh(x) if trains_natively(x) else F.gelu(x, approximate="tanh")
+    return training_gelu(x, "tanh") if trains_natively(x) else F.gelu(x, approximate="tanh")
 
 
 @primitive
@@ -213,8 +225,8 @@ def identity(x: Tensor) -> Tensor:
 
 
 ACTIVATIONS: Final[dict[str, Activation]] = {
-    "gelu": F.gelu,
-    "gelu_python": F.gelu,
+    "gelu": gelu,
+    "gelu_python": gelu,
     "gelu_new": gelu_new,
     "gelu_fast": gelu_new,
     "gelu_accurate": gelu_new,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from chumoku.errors import ConfigError
 from chumoku.layers.attention import EMPTY, Attention, Batch, Shape, Visible, positions, visible
+from chumoku.layers.dropout import Dropout
 from chumoku.layers.feedforward import FeedForward
 from chumoku.layers.ops import ACTIVATIONS
 from chumoku.layers.taps import ResidualTaps, Tap
@@ -64,7 +65,7 @@ class Embeddings(nn.Module):
         self.position = nn.Embedding(config.max_positions, config.width)
         self.segment = nn.Embedding(config.num_segments, config.width)
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, ids_BT: Tensor, segments_BT: Tensor, positions_BT: Tensor) -> Tensor:
         x_BTD = self.token(ids_BT) + self.segment(segments_BT) + self.position(positions_BT)
@@ -82,7 +83,7 @@ class Block(nn.Module):
         self.attention_norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.feedforward = FeedForward(config.width, config.feedforward_width, config.activation)
         self.feedforward_norm = nn.LayerNorm(config.width, eps=config.norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.residual = ResidualTaps()
 
     def forward(self, x_BTD: Tensor, seen: Visible) -> Tensor:
@@ -141,7 +142,7 @@ class PooledHead(nn.Module):
 
     def __init__(self, width: int, classes: int, dropout: float) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.output = nn.Linear(width, classes)
 
     def forward(self, x_BTD: Tensor, pooled_BD: Tensor | None) -> Tensor:
@@ -154,7 +155,7 @@ class RobertaClassificationHead(nn.Module):
     def __init__(self, width: int, classes: int, dropout: float) -> None:
         super().__init__()
         self.transform = nn.Linear(width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.output = nn.Linear(width, classes)
 
     def forward(self, x_BTD: Tensor, pooled_BD: Tensor | None) -> Tensor:

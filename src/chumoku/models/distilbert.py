@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chumoku.layers.attention import EMPTY, Attention, Batch, Shape, Visible, positions, visible
+from chumoku.layers.dropout import Dropout
 from chumoku.layers.feedforward import FeedForward
 from chumoku.layers.ops import ACTIVATIONS
 from chumoku.layers.positions import sinusoids
@@ -63,7 +64,7 @@ class Embeddings(nn.Module):
         self.token = nn.Embedding(config.vocab_size, config.width)
         self.position = nn.Embedding(config.max_positions, config.width)
         self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, ids_BT: Tensor, positions_BT: Tensor) -> Tensor:
         x_BTD = self.token(ids_BT) + self.position(positions_BT)
@@ -81,7 +82,7 @@ class Block(nn.Module):
         self.attention_norm = nn.LayerNorm(config.width, eps=NORM_EPS)
         self.feedforward = FeedForward(config.width, config.feedforward_width, config.activation)
         self.feedforward_norm = nn.LayerNorm(config.width, eps=NORM_EPS)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.residual = ResidualTaps()
 
     def forward(self, x_BTD: Tensor, seen: Visible) -> Tensor:
@@ -116,7 +117,7 @@ class FirstTokenHead(nn.Module):
     def __init__(self, width: int, classes: int, dropout: float) -> None:
         super().__init__()
         self.transform = nn.Linear(width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.output = nn.Linear(width, classes)
 
     def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:

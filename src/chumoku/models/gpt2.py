@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from chumoku.errors import InputError
 from chumoku.layers.attention import EMPTY, Attention, Batch, Shape, Visible, positions, visible
 from chumoku.layers.cache import Cache
+from chumoku.layers.dropout import Dropout
 from chumoku.layers.feedforward import FeedForward
 from chumoku.layers.ops import linear
 from chumoku.layers.taps import ResidualTaps, Tap
@@ -65,7 +66,7 @@ class Embeddings(nn.Module):
         super().__init__()
         self.token = nn.Embedding(config.vocab_size, config.width)
         self.position = nn.Embedding(config.max_positions, config.width)
-        self.dropout = nn.Dropout(config.embedding_dropout)
+        self.dropout = Dropout(config.embedding_dropout)
 
     def forward(self, ids_BT: Tensor, positions_BT: Tensor) -> Tensor:
         return self.dropout(self.token(ids_BT) + self.position(positions_BT))  # type: ignore[no-any-return]
@@ -91,7 +92,7 @@ class Block(nn.Module):
         )
         self.feedforward_norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.feedforward = FeedForward(config.width, config.feedforward_width, config.activation)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.residual = ResidualTaps()
 
     def forward(self, x_BTD: Tensor, seen: Visible, cache: Cache | None) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from chumoku.errors import ConfigError
+from chumoku.layers.dropout import Dropout
 
 
 class Spans(NamedTuple):
@@ -32,7 +33,7 @@ class TokenHead(nn.Module):
 
     def __init__(self, width: int, classes: int, dropout: float) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.output = nn.Linear(width, classes)
 
     def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
@@ -44,7 +45,7 @@ class SpanHead(nn.Module):
 
     def __init__(self, width: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.output = nn.Linear(width, 2)
 
     def forward(self, x_BTD: Tensor, mask_BT: Tensor | None) -> Spans:

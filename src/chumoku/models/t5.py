@@ -29,6 +29,7 @@ from chumoku.layers.attention import (
     visible,
 )
 from chumoku.layers.cache import Cache
+from chumoku.layers.dropout import Dropout
 from chumoku.layers.feedforward import FeedForward, GatedFeedForward
 from chumoku.layers.memory import Memory
 from chumoku.layers.norms import RMSNorm
@@ -131,7 +132,7 @@ class EncoderBlock(nn.Module):
             self.attention.relative_bias = RelativeBias(config, causal=False)
         self.feedforward_norm = RMSNorm(config.width, config.norm_eps)
         self.feedforward = _feedforward(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.residual = ResidualTaps()
 
     def forward(self, x_BTD: Tensor, bias_BNTS: Tensor, seen: Visible) -> Tensor:
@@ -157,7 +158,7 @@ class DecoderBlock(nn.Module):
         self.cross_attention = _attention(config)
         self.feedforward_norm = RMSNorm(config.width, config.norm_eps)
         self.feedforward = _feedforward(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.residual = CrossResidualTaps()
 
     def forward(
@@ -188,7 +189,7 @@ class Encoder(nn.Module):
         self.embeddings = Embeddings(config)
         self.blocks = nn.ModuleList(EncoderBlock(config, n == 0) for n in range(config.num_blocks))
         self.final_norm = RMSNorm(config.width, config.norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, ids_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
         """Last hidden states, [B, T, D]."""
@@ -209,7 +210,7 @@ class Decoder(nn.Module):
             DecoderBlock(config, n) for n in range(config.num_decoder_blocks)
         )
         self.final_norm = RMSNorm(config.width, config.norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(
         self, ids_BT: Tensor, memory: Memory, mask_BS: Tensor | None, batch: Batch
@@ -230,7 +231,7 @@ class ClassificationHead(nn.Module):
     def __init__(self, width: int, classes: int, dropout: float) -> None:
         super().__init__()
         self.transform = nn.Linear(width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.output = nn.Linear(width, classes)
 
     def forward(self, x_BTD: Tensor, ends_BT: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from chumoku.layers.attention import (
     visible,
 )
 from chumoku.layers.cache import Cache
+from chumoku.layers.dropout import Dropout
 from chumoku.layers.feedforward import FeedForward
 from chumoku.layers.memory import Memory
 from chumoku.layers.ops import linear, scaled
@@ -101,7 +102,7 @@ class Embeddings(nn.Module):
             self.position = nn.Embedding(config.max_positions, config.width)
         self.interleaved = config.positions == "interleaved"
         self.scale = config.width**0.5 if config.scaled_embeddings else 1.0
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, ids_BT: Tensor, positions_BT: Tensor) -> Tensor:
         x_BTD = scaled(self.token(ids_BT), self.scale)
@@ -134,7 +135,7 @@ class EncoderBlock(nn.Module):
         self.attention_norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.feedforward = _feedforward(config, config.encoder_feedforward_width)
         self.feedforward_norm = nn.LayerNorm(config.width, eps=config.norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.residual = ResidualTaps()
 
     def forward(self, x_BSD: Tensor, seen: Visible) -> Tensor:
@@ -157,7 +158,7 @@ class DecoderBlock(nn.Module):
         self.cross_attention_norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.feedforward = _feedforward(config, config.decoder_feedforward_width)
         self.feedforward_norm = nn.LayerNorm(config.width, eps=config.norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.residual = CrossResidualTaps()
 
     def forward(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from chumoku.errors import ConfigError, InputError
 from chumoku.layers.attention import Attention, Shape, Visible
+from chumoku.layers.dropout import Dropout
 from chumoku.layers.feedforward import FeedForward
 from chumoku.layers.ops import ACTIVATIONS, patches
 from chumoku.layers.positions import resized_grid
@@ -81,7 +82,7 @@ class Embeddings(nn.Module):
             self.distillation = nn.Parameter(torch.zeros(1, 1, config.width))
         count = config.num_tokens + rows * columns
         self.position = nn.Parameter(torch.zeros(1, count, config.width))
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.config = config
 
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
@@ -120,7 +121,7 @@ class Block(nn.Module):
         )
         self.feedforward_norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.feedforward = FeedForward(config.width, config.feedforward_width, config.activation)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.residual = ResidualTaps()
 
     def forward(self, x_BTD: Tensor, seen: Visible) -> Tensor:
