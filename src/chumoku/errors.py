@@ -38,6 +38,10 @@ class SourceError(ChumokuError):
     """A model or data set could not be found or fetched: unknown, no network, gated, bad hash."""
 
 
+class UnreachableError(SourceError):
+    """A model is not on this machine, and there is no network, or none allowed, to fetch it by."""
+
+
 class TokenizerError(ChumokuError):
     """Tokenizer files are missing or damaged, or do not fit the model."""
 

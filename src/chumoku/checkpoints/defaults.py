@@ -245,6 +245,18 @@ DEFAULTS: Mapping[str, Mapping[str, DefaultModel]] = MappingProxyType(
 )
 VERBS: tuple[str, ...] = tuple(_ENGLISH)
 
+TOYS: Mapping[tuple[str, str], str] = MappingProxyType(
+    {
+        ("fill-mask", "ja"): "tiny:bert-ja",
+        ("next-sentence", "ja"): "tiny:bert-ja",
+        ("multiple-choice", "ja"): "tiny:bert-ja",
+        ("generate", "ja"): "tiny:neko",
+        ("perplexity", "ja"): "tiny:neko",
+        ("translate", "en"): "tiny:translator",
+    }
+)
+"""Verb and language -> the toy of this package that answers where the default cannot be had."""
+
 
 def default_model(verb: str, language: str = "en") -> DefaultModel:
     """The model for a verb and a language (`en` or `ja`).

@@ -35,7 +35,7 @@ from chumoku.checkpoints.source_names import (
     parse_source,
     with_revision,
 )
-from chumoku.errors import SourceError
+from chumoku.errors import SourceError, UnreachableError
 
 
 @dataclass(frozen=True)
@@ -192,8 +192,9 @@ def resolve(
     offline:   True: cache only; None: as CHUMOKU_OFFLINE, HF_HUB_OFFLINE, TRANSFORMERS_OFFLINE say
     cache_dir: a hub cache folder to use instead of the one that the environment names
     refresh:   ask the hub for a newer version even if one is cached (what `models pull` does)
-    Raises SourceError (unknown, unreachable, gated, wrong digest), ResourceError (disk full),
-    InputError (revisions that make no sense), DependencyError (no pip for a package).
+    Raises UnreachableError (not here, and no network), SourceError (unknown, gated, wrong digest),
+    ResourceError (disk full), InputError (revisions that make no sense), DependencyError (no pip
+    for a package).
     """
     parsed = parse_source(source) if isinstance(source, (str, Path)) else source
     parsed = with_revision(parsed, revision)
@@ -263,11 +264,10 @@ def _combined(parsed: Source, failures: list[SourceError], network: bool) -> Sou
         return failures[0]
     pull = f"`chumoku models pull {parsed}` on a machine with a network brings it into the cache."
     advice = [error.advice for error in failures if error.advice]
+    kind = UnreachableError if network else SourceError
     if len(failures) == 1:
-        return SourceError(
-            failures[0].what, where=failures[0].where, advice="\n  ".join((*advice, pull))
-        )
-    return SourceError(
+        return kind(failures[0].what, where=failures[0].where, advice="\n  ".join((*advice, pull)))
+    return kind(
         f"{parsed} could not be fetched: " + "; ".join(error.what for error in failures),
         advice="\n  ".join((*dict.fromkeys(advice), pull)),
     )
@@ -277,7 +277,7 @@ def _offline_error(parsed: Source, off: str, where: Caches, faults: list[str]) -
     found = "; ".join(faults) if faults else f"{parsed} is not in the local cache"
     how = "" if off == "offline=True" else f", or unset {off} here"
     folders = os.pathsep.join(str(p) for p in (*where.hub_roots, where.packages.path))
-    return SourceError(
+    return UnreachableError(
         f"{found}, and offline mode ({off}) allows no download",
         where=folders,
         advice=f"Run `chumoku models pull {parsed}` on a machine with a network and copy the cache "

@@ -78,9 +78,9 @@ def open_model(options: Options, verb: str, text: str = "", *, published: bool =
     """
     import torch
 
-    from chumoku.checkpoints.defaults import default_model, detect_language
+    from chumoku.checkpoints.defaults import detect_language
     from chumoku.loading import load
-    from chumoku.tasks.common import HEADS
+    from chumoku.tasks.common import HEADS, load_default
 
     for name, value in (("threads", options.threads), ("batch-size", options.batch_size)):
         if value is not None and value < 1:
@@ -92,19 +92,25 @@ def open_model(options: Options, verb: str, text: str = "", *, published: bool =
     source = options.model
     if source is None and options.adapter is not None:
         source = base_of(options.adapter)
+
+    def open_source(source: str, head: str | None) -> Loaded:
+        return load(
+            source,
+            head=head,
+            dtype=options.dtype,
+            device=options.device,
+            revision=options.revision,
+            ignore_config=options.ignore_config or (),
+            adapter=options.adapter,
+            offline=True if options.offline else None,
+            progress=download_progress(),
+        )
+
+    head = None if published else HEADS.get(verb)
     if source is None:
-        source = default_model(verb, options.lang or detect_language(text)).source
-    loaded = load(
-        source,
-        head=None if published else HEADS.get(verb),
-        dtype=options.dtype,
-        device=options.device,
-        revision=options.revision,
-        ignore_config=options.ignore_config or (),
-        adapter=options.adapter,
-        offline=True if options.offline else None,
-        progress=download_progress(),
-    )
+        loaded = load_default(verb, options.lang or detect_language(text), open_source, head)
+    else:
+        loaded = open_source(source, head)
     for note in loaded.source.notes:
         print(f"note: {note}", file=sys.stderr)
     return loaded

@@ -19,7 +19,7 @@ app = App(name="models", help="Show, convert, pull models; list the defaults.")
 @app.command
 def defaults(*, json: Flag = False) -> None:
     """The model that answers for each verb and language when none is named."""
-    from chumoku.checkpoints.defaults import DEFAULTS, VERBS
+    from chumoku.checkpoints.defaults import DEFAULTS, TOYS, VERBS
 
     if json:
         for lang, table in DEFAULTS.items():
@@ -34,6 +34,8 @@ def defaults(*, json: Flag = False) -> None:
             state = "  (run here)" if model.verified else ""
             print(f"  {lang}  {model.source}  {model.size_mb} MB{state}")
             print(textwrap.indent(textwrap.fill(model.expect, width), " " * 6))
+            if (verb, lang) in TOYS:
+                print(f"      without a network: {TOYS[verb, lang]}, a toy")
     print(
         "\nrun here: by this project, on its published weights. All others: the architecture equals"
         "\nthe published implementation in our tests, these weights were not run yet"

@@ -6,8 +6,9 @@ Shape letters: B batch, T position.
 from __future__ import annotations
 
 import functools
+import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypeVar
@@ -15,11 +16,13 @@ from typing import Final, TypeVar
 import torch
 from torch import Tensor
 
-from chumoku.checkpoints.defaults import default_model, detect_language
-from chumoku.errors import InputError
+from chumoku.checkpoints.defaults import TOYS, default_model, detect_language
+from chumoku.errors import InputError, UnreachableError
 from chumoku.layers.attention import Batch
 from chumoku.loading import Loaded, load
 from chumoku.text.encoding import Encoding, Tokenizer
+
+log = logging.getLogger("chumoku.tasks")
 
 ModelLike = str | os.PathLike[str] | Loaded | None
 """A source, a model that is already loaded, or None for the verb's default."""
@@ -51,9 +54,39 @@ def ready(model: ModelLike, verb: str, text: str = "", lang: str | None = None) 
             )
         return model
     if model is None:
-        model = default_model(verb, lang or detect_language(text)).source
-    source = os.fspath(model)
-    return _loaded(source, HEADS.get(verb), _state(Path(source)))
+        loaded = load_default(verb, lang or detect_language(text), _cached_load)
+        for note in loaded.source.notes:
+            log.warning("%s", note)
+        return loaded
+    return _cached_load(os.fspath(model), HEADS.get(verb))
+
+
+def load_default(
+    verb: str, language: str, how: Callable[[str, str | None], Loaded], head: str | None = ""
+) -> Loaded:
+    """The model of a verb and a language, loaded by how(source, head); "": the head of the verb.
+
+    Where it is neither here nor reachable, the toy that comes with the package, if there is one for
+    the verb and the language; its notes then say so. UnreachableError: there is none.
+    """
+    head = HEADS.get(verb) if head == "" else head
+    wanted = default_model(verb, language).source
+    try:
+        return how(wanted, head)
+    except UnreachableError:
+        toy = TOYS.get((verb, language))
+        if toy is None:
+            raise
+    loaded = how(toy, head)
+    note = (
+        f"{wanted} is not here and cannot be fetched now, so {toy} answers, a toy. "
+        f"Once there is a network: chumoku models pull {wanted}"
+    )
+    return replace(loaded, source=replace(loaded.source, notes=(note, *loaded.source.notes)))
+
+
+def _cached_load(source: str, head: str | None) -> Loaded:
+    return _loaded(source, head, _state(Path(source)))
 
 
 @functools.lru_cache(maxsize=4)
