@@ -130,7 +130,7 @@ REFUSED = {"default", "absent", "package"}
 def test_offline_opens_no_socket(root: Path) -> None:
     done, events = journey(root, "offline", "CHUMOKU_OFFLINE")
     assert events == []
-    assert {name for name, result in done.items() if result == "SourceError"} == REFUSED
+    assert {name for name, result in done.items() if result == "UnreachableError"} == REFUSED
     codes = {name: result for name, result in done.items() if name.startswith("cli")}
     assert {name for name, code in codes.items() if code == 2} == {"cli absent", "cli default"}
     assert set(codes.values()) == {0, 2}
@@ -141,5 +141,5 @@ def test_offline_opens_no_socket(root: Path) -> None:
 
 def test_the_control_online_is_heard(root: Path) -> None:
     done, events = journey(root, "online", None)
-    assert done == {"absent": "SourceError"}
+    assert done == {"absent": "UnreachableError"}
     assert any("socket.connect" in event for event in events)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from chumoku.layers import ops
 from chumoku.layers.feedforward import GatedFeedForward
 from chumoku.layers.norms import RMSNorm
 from chumoku.layers.recorder import record
+from chumoku.layers.taps import trace
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native library is not built")
 
@@ -22,8 +24,9 @@ pytestmark = pytest.mark.skipif(not native.available(), reason="the native libra
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the native kernels in the order of their calls."""
     seen: list[str] = []
-    kernels = ("native_block_linear", "native_rms_norm", "native_silu_product")
-    for place, name in (*((native, n) for n in kernels), (activations, "native_gelu")):
+    kernels = ("native_rms_norm", "native_silu_product", "native_gelu")
+    places = ((native, "native_block_linear"), *((activations, name) for name in kernels))
+    for place, name in places:
         kernel = getattr(place, name)
 
         def called(*args: Any, name: str = name, kernel: Any = kernel, **named: Any) -> Any:
@@ -106,9 +109,7 @@ def test_a_gradient_of_gelu_comes_from_the_native_slope(calls: list[str]) -> Non
     assert (y.double() - F.gelu(wide)).abs().max() > 1e-4
 
 
-def test_gelu_without_such_a_gradient_is_that_of_pytorch(calls: list[str]) -> None:
-    x = torch.randn(31)
-    assert torch.equal(ops.gelu_new(x), F.gelu(x, approximate="tanh"))
+def test_gelu_of_other_floats_is_that_of_pytorch(calls: list[str]) -> None:
     for dtype in (torch.float64, torch.bfloat16):
         x = torch.randn(31, dtype=dtype).requires_grad_()
         assert torch.equal(ops.gelu_new(x), F.gelu(x, approximate="tanh"))
@@ -147,23 +148,42 @@ def test_rms_norm_is_its_formula(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_steps_in_one_pass(dtype: torch.dtype, calls: list[str]) -> None:
-    """Where nobody watches, RMSNorm and SwiGLU are one native step each; a graph has the steps."""
+    """RMSNorm and SwiGLU are one native step each, with a gradient and without; where somebody
+    watches, SwiGLU has its steps."""
     torch.manual_seed(0)
-    layer = GatedFeedForward(40, 24, "silu").to(dtype)
-    norm, x_BTD = RMSNorm(40, 1e-5).to(dtype), torch.randn(2, 9, 40, dtype=dtype)
-    nn.init.normal_(norm.weight)
-    wanted = layer(norm(x_BTD))  # with a gradient: by the definitions
-    assert wanted.requires_grad
-    assert calls == []
-    both, error = nn.Sequential(norm, layer), 1e-6 if dtype is torch.float32 else 2e-2
+    both = nn.Sequential(RMSNorm(40, 1e-5), GatedFeedForward(40, 24, "silu"))
+    nn.init.normal_(both[0].weight)
+    x_BTD, way = torch.randn(2, 9, 40), torch.randn(2, 9, 40)
+
+    def answers(dtype: torch.dtype) -> list[Tensor]:
+        model, x = copy.deepcopy(both).to(dtype), x_BTD.to(dtype, copy=True).requires_grad_()
+        y = model(x)
+        return [y, *torch.autograd.grad(y, [x, *model.parameters()], way.to(dtype))]
+
+    found = answers(dtype)
+    assert calls == ["native_rms_norm", "native_silu_product"]
+    exact, error = answers(torch.float64), 2e-6 if dtype is torch.float32 else 5e-2
+    for ours, theirs in zip(found, exact, strict=True):
+        assert (ours - theirs).abs().max() < error * theirs.abs().max()
+    assert (found[1] - way).abs().max() > error * way.abs().max()
+    model, x = copy.deepcopy(both).to(dtype), x_BTD.to(dtype)
     with torch.no_grad():
-        torch.testing.assert_close(both(x_BTD), wanted.detach(), rtol=error, atol=error)
-        assert calls == ["native_rms_norm", "native_silu_product"]
-        calls.clear()
-        seen = {node.op for node in record(both, x_BTD).nodes.values()}
-        assert {"rms_norm", "silu", "mul"} <= seen
-        assert "native_silu_product" not in calls
-        calls.clear()
-        GatedFeedForward(8, 8, "gelu")(torch.randn(1, 2, 8))
-        both.double()(x_BTD.double())
-        assert calls == []
+        assert torch.equal(model(x), found[0])
+    calls.clear()
+    graph = record(model, x)
+    assert {"rms_norm", "silu", "mul"} <= {node.op for node in graph.nodes.values()}
+    with trace(model, "*") as seen, torch.no_grad():
+        model(x)
+    assert torch.equal(seen["1.hidden"], graph.nodes["1.hidden"].value)
+    GatedFeedForward(8, 8, "gelu")(torch.randn(1, 2, 8))
+    assert "native_silu_product" not in calls
+
+
+@pytest.mark.parametrize("activation", [ops.gelu, ops.gelu_new])
+def test_gelu_with_a_gradient_and_without(activation: Any, calls: list[str]) -> None:
+    x = 3 * torch.randn(4, 50)
+    assert torch.equal(activation(x.clone().requires_grad_()), activation(x))
+    assert calls == ["native_gelu"] * 2
+    definition = F.gelu(x.double(), approximate="none" if activation is ops.gelu else "tanh")
+    assert (activation(x) - definition).abs().max() < 1e-6
+    assert torch.equal(activation(x.double()), definition)

@@ -59,7 +59,7 @@ def test_no_socket_and_no_process(
     if switch != "offline=True":
         monkeypatch.setenv(switch, "1")
     outcomes, events, heavy = _probe(True if switch == "offline=True" else None)
-    assert outcomes == ["cache", "SourceError", "SourceError", "SourceError"]
+    assert outcomes == ["cache", "UnreachableError", "UnreachableError", "UnreachableError"]
     assert events == []
     assert heavy == []
     assert fake.log == []

@@ -152,13 +152,12 @@ CHUMOKU_EXPORT int chumoku_bernoulli(int level, int type, void *state, void *nex
     return 0;
 }
 
-// y = GELU(x), exact or by the tanh approximation, and its slope.
+// y = GELU(x), exact or by the tanh approximation, and its slope; slope may be null.
 CHUMOKU_EXPORT int chumoku_gelu(int level, int exact, const float *x, float *y, float *slope, int64_t count,
                                 int threads, void *parallel) {
     const Core *core = core_of(level);
     if (!core) return 1;
-    auto gelu = exact ? core->gelu_exact : core->gelu_tanh;
-    auto body = [&](int64_t first, int64_t last) { gelu(x, y, slope, first, last); };
+    auto body = [&](int64_t first, int64_t last) { core->gelu(exact, x, y, slope, first, last); };
     share(body, count, 16, 4096, threads, parallel);
     return 0;
 }

@@ -197,10 +197,16 @@ def native_bernoulli(
 
 
 def native_gelu(
-    x: Tensor, approximate: str, *, level: int | None = None, threads: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """(GELU(x), its slope at x), float32 on the CPU, to 1e-6. approximate: "none" or "tanh".
+    x: Tensor,
+    approximate: str,
+    *,
+    slope: bool = True,
+    level: int | None = None,
+    threads: int | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """(GELU(x), its slope at x if wanted), float32 on the CPU, to 1e-6.
 
+    approximate: "none" or "tanh". The values are the same with the slope and without.
     InputError: another dtype, device or formula. DependencyError: the library is not built.
     """
     if x.dtype is not torch.float32 or not x.is_cpu:
@@ -208,9 +214,9 @@ def native_gelu(
     if approximate not in ("none", "tanh"):
         raise InputError(f"approximate is 'none' or 'tanh', not {approximate!r}")
     x = x.contiguous()
-    y, slope = torch.empty_like(x), torch.empty_like(x)
-    _run("gelu", (approximate == "none", x, y, slope, x.numel()), level, threads)
-    return y, slope
+    y, rise = torch.empty_like(x), torch.empty_like(x) if slope else None
+    _run("gelu", (approximate == "none", x, y, rise, x.numel()), level, threads)
+    return y, rise
 
 
 def _multiply(

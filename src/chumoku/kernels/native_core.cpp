@@ -218,6 +218,11 @@ void bernoulli_of(Storage type, uint32_t *state, int *next, double keep, float v
     *next = twister.next;
 }
 
+void gelu_of(bool exact, const float *x, float *y, float *slope, int64_t first, int64_t last) {
+    auto gelu = exact ? (slope ? gelu_exact<true> : gelu_exact<false>) : (slope ? gelu_tanh<true> : gelu_tanh<false>);
+    gelu(x, y, slope, first, last);
+}
+
 }  // namespace
 
 #define CHUMOKU_JOIN_(a, b) a##b
@@ -225,6 +230,6 @@ void bernoulli_of(Storage type, uint32_t *state, int *next, double keep, float v
 #define CHUMOKU_TEXT_(a) #a
 #define CHUMOKU_TEXT(a) CHUMOKU_TEXT_(a)
 extern const Core CHUMOKU_JOIN(core_, CHUMOKU_CORE) = {
-    CHUMOKU_TEXT(CHUMOKU_CORE), linear, CHUNK, product, decode, silu_product_of, rms_norm_of, bernoulli_of, gelu_exact, gelu_tanh};
+    CHUMOKU_TEXT(CHUMOKU_CORE), linear, CHUNK, product, decode, silu_product_of, rms_norm_of, bernoulli_of, gelu_of};
 
 }  // namespace chumoku

@@ -38,9 +38,9 @@ struct Core {
     // count values, float32 or bfloat16: `value` with probability keep, else 0. state: the 624 words of
     // MT19937, next: the first that is not yet used (624: none); both are moved on.
     void (*bernoulli)(Storage type, uint32_t *state, int *next, double keep, float value, void *noise, int64_t count);
-    // GELU, exact and by the tanh approximation, of the values first..last-1 and its slope there.
-    void (*gelu_exact)(const float *x, float *y, float *slope, int64_t first, int64_t last);
-    void (*gelu_tanh)(const float *x, float *y, float *slope, int64_t first, int64_t last);
+    // GELU, exact or by the tanh approximation, of the values first..last-1 and, unless it is null,
+    // its slope there.
+    void (*gelu)(bool exact, const float *x, float *y, float *slope, int64_t first, int64_t last);
 };
 
 extern const Core core_portable;

@@ -46,6 +46,7 @@ CHUMOKU_INLINE float exp_minus(float u) {
 
 // y = x P(x), slope = P(x) + x P'(x), P = 1 / (1 + e^-2u), u = sqrt(2 / pi) (x + 0.044715 x^3) (1606.08415,
 // section 2).
+template <bool SLOPE>
 void gelu_tanh(const float *__restrict x, float *__restrict y, float *__restrict slope, int64_t first, int64_t last) {
     for (int64_t i = first; i < last; i++) {
         const float a = x[i], square = a * a;
@@ -53,12 +54,13 @@ void gelu_tanh(const float *__restrict x, float *__restrict y, float *__restrict
         const float below = 1.0f / (1.0f + e);
         y[i] = a * below;
         const float rise = 1.59576912f * fused(0.134145f, square, 1.0f);
-        slope[i] = fused(e * below * below * rise, a, below);
+        if (SLOPE) slope[i] = fused(e * below * below * rise, a, below);
     }
 }
 
 // y = x P(x), slope = P(x) + x p(x), P and p the normal distribution and its density (1606.08415, eq. 2);
 // 1 - erf by Abramowitz & Stegun, 7.1.26, to 2e-7.
+template <bool SLOPE>
 void gelu_exact(const float *__restrict x, float *__restrict y, float *__restrict slope, int64_t first, int64_t last) {
     for (int64_t i = first; i < last; i++) {
         const float a = x[i], e = exp_minus(0.5f * a * a);
@@ -70,7 +72,7 @@ void gelu_exact(const float *__restrict x, float *__restrict y, float *__restric
         p = fused(p, t, 0.254829592f);
         const float tail = 0.5f * p * t * e, rest = 1.0f - tail, below = a < 0 ? tail : rest;
         y[i] = a * below;
-        slope[i] = fused(0.39894228f * a, e, below);
+        if (SLOPE) slope[i] = fused(0.39894228f * a, e, below);
     }
 }
 

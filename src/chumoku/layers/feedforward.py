@@ -43,5 +43,7 @@ class GatedFeedForward(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         gate_BTF, up_BTF = project(x_BTD, self.gate, self.up)
-        hidden_BTF = self.hidden(gated(gate_BTF, up_BTF, self.activation))
+        hidden_BTF = self.hidden(
+            gated(gate_BTF, up_BTF, self.activation, watched=self.hidden.watched)
+        )
         return linear(self.dropout(hidden_BTF), self.down)

@@ -17,8 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function
 
-from chumoku.kernels import native
-from chumoku.kernels.activations import training_gelu, trains_natively
+from chumoku.kernels import activations, native
 from chumoku.kernels.dropout import training_dropout
 
 P = ParamSpec("P")
@@ -64,8 +63,8 @@ def softmax(scores: Tensor) -> Tensor:
 @primitive
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """weight * x / sqrt(mean(x^2) + eps) over the last axis (1910.07467, eq. 4), in x's dtype."""
-    if _in_one_pass(x, weight):
-        return native.native_rms_norm(x, weight, eps)
+    if activations.in_one_pass(x, weight):
+        return activations.rms_norm(x, weight, eps)
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide(x.dtype))
     y = x * torch.rsqrt(norm * norm / x.shape[-1] + eps)
     return (weight * y.to(x.dtype)).to(x.dtype)
@@ -166,33 +165,30 @@ def project(x_BTD: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
     return tuple(linear(x_BTD, layer) for layer in layers)
 
 
-def gated(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
-    """activation(gate) * up (Shazeer, 2002.05202, eq. 5 and 6)."""
-    if activation is F.silu and _in_one_pass(gate, up):
-        return native.native_silu_product(gate, up)
+def gated(gate: Tensor, up: Tensor, activation: Activation, *, watched: bool = False) -> Tensor:
+    """activation(gate) * up (Shazeer, 2002.05202, eq. 5 and 6); watched: step by step."""
+    steps = watched or activation is not F.silu or has_torch_function((gate, up))
+    if not steps and activations.in_one_pass(gate, up):
+        return activations.silu_product(gate, up)
     return activation(gate) * up
 
 
-def _in_one_pass(*tensors: Tensor) -> bool:
-    """True where a native kernel may stand for several steps that nobody watches."""
-    return (
-        tensors[0].dtype in (torch.float32, torch.bfloat16)
-        and all(x.dtype is tensors[0].dtype and native.serves(x) for x in tensors)
-        and not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
-        and not has_torch_function(tensors)
-    )
-
-
+@primitive
 def gelu(x: Tensor) -> Tensor:
-    """F.gelu(x), x * Phi(x) (1606.08415, eq. 2); a recorder sees that function."""
-    fast = trains_natively(x) and not has_torch_function((x,))
-    return training_gelu(x, "none") if fast else F.gelu(x)
+    """x * Phi(x) (Hendrycks & Gimpel, 1606.08415, eq. 2)."""
+    return _gelu(x, "none")
 
 
 @primitive
 def gelu_new(x: Tensor) -> Tensor:
     """The tanh approximation of x * Phi(x) (Hendrycks & Gimpel, 1606.08415, section 2)."""
-    return training_gelu(x, "tanh") if trains_natively(x) else F.gelu(x, approximate="tanh")
+    return _gelu(x, "tanh")
+
+
+def _gelu(x: Tensor, approximate: str) -> Tensor:
+    if x.dtype is torch.float32 and native.serves(x):
+        return activations.gelu(x, approximate)
+    return F.gelu(x, approximate=approximate)
 
 
 @primitive
