@@ -253,6 +253,9 @@ TOYS: Mapping[tuple[str, str], str] = MappingProxyType(
         ("generate", "ja"): "tiny:neko",
         ("perplexity", "ja"): "tiny:neko",
         ("translate", "en"): "tiny:translator",
+        ("summarize", "ja"): "tiny:t5",
+        ("text2text", "en"): "tiny:t5",
+        ("text2text", "ja"): "tiny:t5",
     }
 )
 """Verb and language -> the toy of this package that answers where the default cannot be had."""
