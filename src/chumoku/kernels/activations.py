@@ -23,21 +23,29 @@ def in_one_pass(*tensors: Tensor) -> bool:
     return floats and all(x.dtype is dtype and serves(x) for x in tensors)
 
 
+def _learns(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
 def gelu(x: Tensor, approximate: str) -> Tensor:
     """F.gelu of float32 values, to 1e-6; for a gradient its slope is kept in place of x."""
-    if x.requires_grad and torch.is_grad_enabled():
+    if _learns(x):
         return _Gelu.apply(x, approximate)  # type: ignore[no-any-return, no-untyped-call]
     return native_gelu(x, approximate, slope=False)[0]
 
 
 def silu_product(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up."""
-    return _SiluProduct.apply(gate, up)  # type: ignore[no-any-return, no-untyped-call]
+    if _learns(gate, up):
+        return _SiluProduct.apply(gate, up)  # type: ignore[no-any-return, no-untyped-call]
+    return native_silu_product(gate, up)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """weight * x / sqrt(mean(x^2) + eps) over the last axis."""
-    return _RmsNorm.apply(x, weight, eps)  # type: ignore[no-any-return, no-untyped-call]
+    if _learns(x, weight):
+        return _RmsNorm.apply(x, weight, eps)  # type: ignore[no-any-return, no-untyped-call]
+    return native_rms_norm(x, weight, eps)
 
 
 class _Gelu(torch.autograd.Function):

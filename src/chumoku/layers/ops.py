@@ -145,7 +145,7 @@ def _one_token(x_BTD: Tensor, layer: nn.Linear) -> bool:
     return (
         x_BTD.numel() == layer.in_features
         and x_BTD.dtype is layer.weight.dtype
-        and (x_BTD.dtype in STORAGES)
+        and x_BTD.dtype in STORAGES
         and (x_BTD.dtype is not torch.float32 or layer.out_features >= VOCABULARY)
         and not torch.is_grad_enabled()
         and not (layer._forward_hooks or layer._forward_pre_hooks)
