@@ -401,7 +401,8 @@ def test_recorded_and_compiled(settings: LoRASettings) -> None:
     at = "blocks.0.attention.query.lora_A.default"
     changed = replay(graph, {at: 2 * graph.nodes[at].value})[graph.outputs[0]]
     assert difference(changed, graph.nodes[graph.outputs[0]].value) > 1e-3
-    assert torch.equal(torch.compile(model, fullgraph=True, backend="eager")(IDS), expected)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")(IDS)
+    torch.testing.assert_close(compiled, expected, rtol=1e-5, atol=1e-5)  # by the definitions
 
 
 # ---- refusals ----
