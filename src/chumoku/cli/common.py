@@ -93,10 +93,10 @@ def open_model(options: Options, verb: str, text: str = "", *, published: bool =
     if source is None and options.adapter is not None:
         source = base_of(options.adapter)
 
-    def open_source(source: str, head: str | None) -> Loaded:
+    def open_source(source: str) -> Loaded:
         return load(
             source,
-            head=head,
+            head=None if published else HEADS.get(verb),
             dtype=options.dtype,
             device=options.device,
             revision=options.revision,
@@ -106,11 +106,10 @@ def open_model(options: Options, verb: str, text: str = "", *, published: bool =
             progress=download_progress(),
         )
 
-    head = None if published else HEADS.get(verb)
     if source is None:
-        loaded = load_default(verb, options.lang or detect_language(text), open_source, head)
+        loaded = load_default(verb, options.lang or detect_language(text), open_source)
     else:
-        loaded = open_source(source, head)
+        loaded = open_source(source)
     for note in loaded.source.notes:
         print(f"note: {note}", file=sys.stderr)
     return loaded

@@ -6,7 +6,6 @@ Definition: torch.nn.functional.dropout, which draws one number after another in
 from __future__ import annotations
 
 from functools import cache
-from typing import Final
 
 import torch
 from torch import Generator, Tensor
@@ -14,14 +13,13 @@ from torch.nn import functional
 
 from chumoku.errors import InputError
 from chumoku.kernels import native
-
-WORDS: Final = 624
+from chumoku.kernels.activations import in_one_pass
+from chumoku.kernels.native import WORDS
 
 
 def draws_natively(x: Tensor) -> bool:
     """True where dropout_noise(x, rate) serves for the noise that PyTorch would draw for x."""
-    floats = x.dtype in (torch.float32, torch.bfloat16)
-    return floats and native.serves(x) and x.is_contiguous() and same_numbers()
+    return in_one_pass(x) and x.is_contiguous() and same_numbers()
 
 
 def dropout_noise(x: Tensor, rate: float, generator: Generator | None = None) -> Tensor:

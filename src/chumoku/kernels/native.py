@@ -34,6 +34,9 @@ STORAGES: Final = (
 _NUMBER: Final = {name: number for number, name in enumerate(STORAGES)}
 _INTERFACE: Final = 4
 
+WORDS: Final = 624
+"""Of the state of PyTorch's random numbers, MT19937."""
+
 
 @dataclass(frozen=True)
 class Library:
@@ -188,11 +191,11 @@ def native_bernoulli(
         or state.shape != (624,)
         or next_word.dtype is not torch.int32
     ):
-        raise InputError(f"a state is int32 [624], not {state.dtype} {[*state.shape]}")
+        raise InputError(f"a state is int32 [{WORDS}], not {state.dtype} {[*state.shape]}")
     if not all(x.is_contiguous() for x in (noise, state, next_word)):
         raise InputError("noise and state must be contiguous")
-    if not 0 <= int(next_word) <= 624:
-        raise InputError(f"the next word of 624 cannot be number {int(next_word)}")
+    if not 0 <= int(next_word) <= WORDS:
+        raise InputError(f"the next word of {WORDS} cannot be number {int(next_word)}")
     _run("bernoulli", (number, state, next_word, noise, noise.numel(), keep, value), level, 1)
 
 
@@ -256,7 +259,7 @@ def _run(
         library.parallel,
     )
     if status:
-        raise InputError(f"no native kernel {name} at level {level} for {arguments[0]}")
+        raise InputError(f"no native kernel {name} at level {level}")
 
 
 def _pointwise(*tensors: Tensor) -> int:
@@ -282,8 +285,11 @@ def _number_of(x: Tensor, raw: Tensor, storage: str, bias: Tensor | None) -> int
 
 @cache
 def _row_of(storage: str, nbytes: int) -> tuple[int, int]:
-    """(number of the storage, values in a row of so many bytes)"""
-    return _NUMBER.get(storage, -1), row_values(storage, nbytes)
+    """(number of the storage, values in a row of so many bytes). InputError: there is no kernel."""
+    values = row_values(storage, nbytes)
+    if storage not in _NUMBER:
+        raise InputError(f"no native kernel for storage {storage}")
+    return _NUMBER[storage], values
 
 
 def _misfit(x: Tensor, raw: Tensor, storage: str) -> InputError:

@@ -184,27 +184,28 @@ void decode(Storage storage, const uint8_t *raw, float *out, int64_t count) {
     with_format(storage, [&](auto format) { decode_run<decltype(format)>(raw, out, count); });
 }
 
-template <class Type, class... Rest>
-inline void silu_product_as(const void *gate, const void *up, void *y, Rest... rest) {
-    using Stored = typename Type::Stored;
-    silu_product<Type>((const Stored *)gate, (const Stored *)up, (Stored *)y, rest...);
+// Calls use(Type) for a type of single values: float32 or bfloat16.
+template <class Use>
+inline void with_type(Storage type, Use use) {
+    if (type == BF16) use(Brain());
+    else use(Single());
 }
 
 void silu_product_of(Storage type, const void *gate, const void *up, void *y, int64_t first, int64_t last) {
-    if (type == BF16) silu_product_as<Brain>(gate, up, y, first, last);
-    else silu_product_as<Single>(gate, up, y, first, last);
-}
-
-template <class Type, class... Rest>
-inline void rms_norm_as(const void *x, const void *weight, void *y, Rest... rest) {
-    using Stored = typename Type::Stored;
-    rms_norm<Type>((const Stored *)x, (const Stored *)weight, (Stored *)y, rest...);
+    with_type(type, [&](auto kind) {
+        using Type = decltype(kind);
+        using Stored = typename Type::Stored;
+        silu_product<Type>((const Stored *)gate, (const Stored *)up, (Stored *)y, first, last);
+    });
 }
 
 void rms_norm_of(Storage type, const void *x, const void *weight, void *y, int64_t width, float eps, int64_t first,
                  int64_t last) {
-    if (type == BF16) rms_norm_as<Brain>(x, weight, y, width, eps, first, last);
-    else rms_norm_as<Single>(x, weight, y, width, eps, first, last);
+    with_type(type, [&](auto kind) {
+        using Type = decltype(kind);
+        using Stored = typename Type::Stored;
+        rms_norm<Type>((const Stored *)x, (const Stored *)weight, (Stored *)y, width, eps, first, last);
+    });
 }
 
 void bernoulli_of(Storage type, uint32_t *state, int *next, double keep, float value, void *noise, int64_t count) {
@@ -212,8 +213,10 @@ void bernoulli_of(Storage type, uint32_t *state, int *next, double keep, float v
     memcpy(twister.state, state, sizeof twister.state);
     twister.next = *next;
     twister.temper();
-    if (type == BF16) bernoulli<Brain>(twister, keep, value, (uint16_t *)noise, count);
-    else bernoulli<Single>(twister, keep, value, (float *)noise, count);
+    with_type(type, [&](auto kind) {
+        using Type = decltype(kind);
+        bernoulli<Type>(twister, keep, value, (typename Type::Stored *)noise, count);
+    });
     memcpy(state, twister.state, sizeof twister.state);
     *next = twister.next;
 }

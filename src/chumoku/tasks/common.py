@@ -54,30 +54,28 @@ def ready(model: ModelLike, verb: str, text: str = "", lang: str | None = None) 
             )
         return model
     if model is None:
-        loaded = load_default(verb, lang or detect_language(text), _cached_load)
+        language = lang or detect_language(text)
+        loaded = load_default(verb, language, lambda source: _cached_load(source, verb))
         for note in loaded.source.notes:
             log.warning("%s", note)
         return loaded
-    return _cached_load(os.fspath(model), HEADS.get(verb))
+    return _cached_load(os.fspath(model), verb)
 
 
-def load_default(
-    verb: str, language: str, how: Callable[[str, str | None], Loaded], head: str | None = ""
-) -> Loaded:
-    """The model of a verb and a language, loaded by how(source, head); "": the head of the verb.
+def load_default(verb: str, language: str, how: Callable[[str], Loaded]) -> Loaded:
+    """The model of a verb and a language, loaded by how(source).
 
     Where it is neither here nor reachable, the toy that comes with the package, if there is one for
     the verb and the language; its notes then say so. UnreachableError: there is none.
     """
-    head = HEADS.get(verb) if head == "" else head
     wanted = default_model(verb, language).source
     try:
-        return how(wanted, head)
+        return how(wanted)
     except UnreachableError:
         toy = TOYS.get((verb, language))
         if toy is None:
             raise
-    loaded = how(toy, head)
+    loaded = how(toy)
     note = (
         f"{wanted} is not here and cannot be fetched now, so {toy} answers, a toy. "
         f"Once there is a network: chumoku models pull {wanted}"
@@ -85,8 +83,8 @@ def load_default(
     return replace(loaded, source=replace(loaded.source, notes=(note, *loaded.source.notes)))
 
 
-def _cached_load(source: str, head: str | None) -> Loaded:
-    return _loaded(source, head, _state(Path(source)))
+def _cached_load(source: str, verb: str) -> Loaded:
+    return _loaded(source, HEADS.get(verb), _state(Path(source)))
 
 
 @functools.lru_cache(maxsize=4)
