@@ -10,6 +10,8 @@ import errno
 import io
 import json
 import os
+import re
+import shlex
 import shutil
 import struct
 import sys
@@ -448,6 +450,7 @@ def test_a_toy_answers_without_a_network(
     for words, toy, wanted in (
         (["fill-mask", "私は[MASK]です。"], "bert-ja", "tohoku-nlp/bert-base-japanese-v3"),
         (["translate", "I like cats."], "translator", "staka/fugumt-en-ja"),
+        (["generate", "KING", "--max-new-tokens", "3"], "bard", "smollm2-135m-instruct"),
     ):
         assert main([*words, *offline, "--json"]) == 0
         said = capsys.readouterr()
@@ -457,6 +460,18 @@ def test_a_toy_answers_without_a_network(
     found: Any = chumoku.fill_mask("私は[MASK]です。")
     assert len(found) == 5
     assert "tiny:bert-ja answers, a toy" in caplog.text
+
+
+def test_the_demo_without_a_network(no_network: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """Toys in the place of real models, and it says so; the commands at the end need no network."""
+    assert main(["demo"]) == 0
+    said = capsys.readouterr().out
+    assert "smollm2-135m-instruct" in said.partition("KING RICHARD:")[0]
+    assert "住んでいる" in said
+    commands = re.findall(r"^  chumoku (.*)$", said, re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        assert main(shlex.split(command)) == 0
 
 
 def test_disk_full_during_a_pull(

@@ -37,7 +37,7 @@ from chumoku.models import transformer
 from chumoku.training import snapshots
 from chumoku.training.data.batching import Batching, Picked
 from chumoku.training.distributed import leave, world_of
-from chumoku.training.loop import Run, StoppedError, _digest
+from chumoku.training.loop import Run, _digest
 from chumoku.training.objectives import causal_lm, seq2seq
 from chumoku.training.objectives.causal_lm import Row, row_of
 from chumoku.training.optimisers import OptimiserSettings
@@ -45,6 +45,7 @@ from chumoku.training.progress import Step
 from chumoku.training.replicas import Replicas
 from chumoku.training.schedules import ScheduleSettings
 from chumoku.training.settings import Settings
+from chumoku.training.signals import StoppedError
 from chumoku.training.task import Loss, Task, generator
 from chumoku.training.world import World
 

@@ -19,13 +19,14 @@ import torch
 
 from chumoku.loading import Loaded, create
 from chumoku.training.data.batching import Batching
-from chumoku.training.loop import Run, StoppedError
+from chumoku.training.loop import Run
 from chumoku.training.objectives import causal_lm
 from chumoku.training.objectives.causal_lm import Windows, stream_of
 from chumoku.training.optimisers import OptimiserSettings
 from chumoku.training.progress import Step
 from chumoku.training.schedules import ScheduleSettings
 from chumoku.training.settings import Settings
+from chumoku.training.signals import StoppedError
 from chumoku.training.task import Task, generator
 
 CONFIG: dict[str, Any] = {

@@ -1,4 +1,7 @@
-"""What chumoku demo shows: two real models, one conversation, one table, one attention map."""
+"""What chumoku demo shows: two real models, one conversation, one table, one attention map.
+
+Where they cannot be had, the toys of this package show what they can.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,9 @@ from chumoku.checkpoints.defaults import default_model
 from chumoku.checkpoints.sources import resolve
 from chumoku.cli import language
 from chumoku.cli.chat import answer_aloud
-from chumoku.cli.common import Options, download_progress, print_table
+from chumoku.cli.common import Options, download_progress, print_table, say
+from chumoku.cli.generate import interruptible
+from chumoku.errors import UnreachableError
 from chumoku.layers.taps import trace
 from chumoku.loading import Loaded, load
 from chumoku.tasks import common, generation
@@ -27,6 +32,18 @@ SENTENCES = (
     "The stock market fell today.",
     "Share prices dropped sharply.",
 )
+PLAY = "KING RICHARD:"
+TRANSLATED = "My brother lives in Tokyo."
+NEXT = (
+    'chumoku chat "Tell me a joke."',
+    'chumoku similarity "A man is eating." "Somebody has lunch." "The market fell."',
+    "chumoku models defaults",
+)
+NEXT_TOYS = (
+    'chumoku generate "ROMEO:" --model tiny:bard --max-new-tokens 60 --temperature 0.8',
+    'chumoku translate "The cat sleeps." --model tiny:translator',
+    "chumoku models defaults",
+)
 SHADES = " ░▒▓█"
 
 WORDS = {
@@ -38,6 +55,9 @@ WORDS = {
         "files": "Files:",
         "expect": "expect",
         "activate": "to use chumoku in this terminal",
+        "toys": "The real models are out of reach now, so toys that come with chumoku are shown.",
+        "writing": "1. Writing: a toy LLaMA goes on in the manner of Shakespeare's plays",
+        "translation": "2. Translation: a toy of the 2017 model, English to Japanese",
     },
     "ja": {
         "chat": "1. チャット: 言語モデルがトークンごとに答えます",
@@ -47,15 +67,24 @@ WORDS = {
         "files": "ファイル:",
         "expect": "できること",
         "activate": "このターミナルで chumoku を使えるようにする",
+        "toys": "いまは実際のモデルを取得できないため、同梱のおもちゃのモデルをお見せします。",
+        "writing": "1. 執筆: 小さな LLaMA がシェイクスピアの戯曲風に続きを書きます",
+        "translation": "2. 翻訳: 2017 年のモデルの小型版、英語から日本語へ",
     },
 }
 
 
 def tour(options: Options) -> None:
-    """Chat, similarity and attention with the default models."""
+    """Chat, similarity and attention with the default models, or with toys."""
     words = WORDS[language()]
     console = Console(highlight=False, markup=False, emoji=False)
-    chat = _load("chat", options)
+    try:
+        chat, encoder = (_default(verb, options) for verb in ("chat", "similarity"))
+    except UnreachableError as error:
+        console.print(str(error), style="dim")
+        console.print(words["toys"])
+        _toys(console, words, options)
+        return
     _heading(console, words["chat"], chat, "chat", words["expect"])
     print(f"> {QUESTION}")
     settings = generation.effective(chat, {"max_new_tokens": 80, "do_sample": False})
@@ -64,18 +93,39 @@ def tour(options: Options) -> None:
     if timings.generated_seconds > 0:
         rate = timings.generated_tokens / timings.generated_seconds
         console.print(f"({timings.generated_tokens} tokens, {rate:.0f} a second)", style="dim")
-    encoder = _load("similarity", options)
     _heading(console, words["similarity"], encoder, "similarity", words["expect"])
     table = similarity(SENTENCES, None, encoder)
     columns = ("", *(str(i + 1) for i in range(len(SENTENCES))))
     print_table(columns, [(f"{i + 1} {s}", *map(float, table[i])) for i, s in enumerate(SENTENCES)])
     _heading(console, words["attention"])
     attention_map(console, encoder, SENTENCES[0])
-    _ending(console, words, (chat, encoder))
+    _ending(console, words, (chat, encoder), NEXT)
 
 
-def _load(verb: str, options: Options) -> Loaded:
-    source = default_model(verb, "en").source
+def _toys(console: Console, words: dict[str, str], options: Options) -> None:
+    """Writing, translation and attention with models of this package."""
+    bard, translator = (_load(name, options) for name in ("tiny:bard", "tiny:translator"))
+    _heading(console, words["writing"])
+    say(PLAY)
+    how = {"max_new_tokens": 60, "do_sample": True, "temperature": 0.8, "seed": 1}
+    settings = generation.effective(bard, how)
+    with interruptible() as should_stop:
+        for piece in generation.stream(PLAY, bard, settings, should_stop):
+            say(piece.text)
+    print()
+    _heading(console, words["translation"])
+    answer = generation.translate(TRANSLATED, translator)[0]
+    print(f"{TRANSLATED}\n{answer['translation_text']}")
+    _heading(console, words["attention"])
+    attention_map(console, bard, TRANSLATED)
+    _ending(console, words, (bard, translator), NEXT_TOYS)
+
+
+def _default(verb: str, options: Options) -> Loaded:
+    return _load(default_model(verb, "en").source, options)
+
+
+def _load(source: str, options: Options) -> Loaded:
     return load(
         source,
         device=options.device,
@@ -129,7 +179,9 @@ def _spread(weights_TS: torch.Tensor, content_T: torch.Tensor) -> float:
     return len(set(away.argmax(-1).tolist())) / len(among) + float(away.sum(-1).mean())
 
 
-def _ending(console: Console, words: dict[str, str], models: tuple[Loaded, ...]) -> None:
+def _ending(
+    console: Console, words: dict[str, str], models: tuple[Loaded, ...], commands: tuple[str, ...]
+) -> None:
     console.print()
     console.print(words["files"], style="bold")
     for loaded in models:
@@ -142,9 +194,5 @@ def _ending(console: Console, words: dict[str, str], models: tuple[Loaded, ...])
         place = os.path.relpath(script)
         command = place if os.name == "nt" else f"source {place}"
         print(f"  {command}    # {words['activate']}")
-    for command in (
-        'chumoku chat "Tell me a joke."',
-        'chumoku similarity "A man is eating." "Somebody has lunch." "The market fell."',
-        "chumoku models defaults",
-    ):
+    for command in commands:
         print(f"  {command}")

@@ -182,9 +182,9 @@ def finetune(
 def _train(recipe: Recipe, folder: Path, how: How) -> Outcome:
     import torch
 
-    from chumoku.training.loop import StoppedError
     from chumoku.training.progress import TensorBoard
     from chumoku.training.runner import train
+    from chumoku.training.signals import StoppedError
 
     if how.threads is not None:
         if how.threads < 1:

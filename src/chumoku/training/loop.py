@@ -14,8 +14,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -42,27 +40,14 @@ from chumoku.training.optimisers import (
 )
 from chumoku.training.progress import Report, Step
 from chumoku.training.schedules import factor
-from chumoku.training.settings import HARMLESS, Settings
+from chumoku.training.settings import Settings, changed_settings
+from chumoku.training.signals import BrokenOffError, Signals, StoppedError
 from chumoku.training.snapshots import Snapshot
 from chumoku.training.task import Loss, Task, to_device
 from chumoku.training.world import Alone, World
 
 SKIPS: Final = 10
 """So many steps in a row without a finite gradient end a run that skips them."""
-EXIT_CODES: Final = {signal.SIGINT: 130, signal.SIGTERM: 143}
-
-
-class StoppedError(TrainingError):
-    """The run was asked to stop by a signal; it has saved. code: what the process exits with."""
-
-    def __init__(self, number: int, step: int, folder: Path) -> None:
-        name = signal.Signals(number).name
-        super().__init__(
-            f"stopped by {name} after step {step}; everything is saved",
-            where=folder,
-            advice="the same command goes on from there",
-        )
-        self.code = EXIT_CODES[signal.Signals(number)]
 
 
 @dataclass
@@ -303,13 +288,12 @@ class Run:
                     self._sample()
                 if self._due(settings.evaluate_every) or end:
                     self._evaluate()
-        except _InterruptedError:
+        except BrokenOffError:
             self.stopping = True
         if saving or self.stopping:
             self.save()
         if self.stopping:
-            number = self.signals.number or signal.SIGTERM  # another process may have had it
-            raise StoppedError(number, done.step, self.folder)
+            raise StoppedError(self.signals.number, done.step, self.folder)
         patience = settings.patience
         return patience is not None and done.waited >= patience
 
@@ -462,57 +446,13 @@ class Run:
                 where=self.folder,
                 advice="use the same base model, or another output folder",
             )
-        changed = sorted(_differences(state.get("identity", {}), self.identity))
-        changed = [key for key in changed if key.rpartition(".")[2] not in HARMLESS]
+        changed = changed_settings(state.get("identity", {}), self.identity)
         if changed:
             raise TrainingError(
                 f"the run in this folder had other settings: {', '.join(changed[:5])}",
                 where=self.folder,
                 advice="take the former settings, or another output folder",
             )
-
-
-class _InterruptedError(Exception):
-    """Raised inside evaluations and samples, which may be broken off: they change nothing."""
-
-
-class Signals:
-    """SIGTERM and SIGINT are noted and obeyed between steps; a second one is obeyed at once."""
-
-    def __init__(self) -> None:
-        self.number: int | None = None
-        self._may_interrupt = False
-
-    @contextlib.contextmanager
-    def caught(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield  # only the main thread may set handlers
-            return
-        before = {number: signal.signal(number, self._note) for number in EXIT_CODES}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    @contextlib.contextmanager
-    def interrupting(self, allowed: bool) -> Iterator[None]:
-        """What is done inside may be broken off by a signal."""
-        if allowed and self.number is not None:
-            raise _InterruptedError
-        self._may_interrupt = allowed
-        try:
-            yield
-        finally:
-            self._may_interrupt = False
-
-    def _note(self, number: int, frame: object) -> None:
-        if self.number is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.number = number
-        if self._may_interrupt:
-            self._may_interrupt = False
-            raise _InterruptedError
 
 
 def _nothing(part: Any) -> Any:
@@ -577,21 +517,6 @@ def _each_block(model: nn.Module, change: Any) -> None:
 def _recomputing(block: nn.Module) -> Any:
     forward = block.forward
     return lambda *inputs: checkpoint(partial(forward), *inputs, use_reentrant=False)
-
-
-def _differences(a: Any, b: Any, path: str = "") -> Iterator[str]:
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        for key in {*a, *b}:
-            where = f"{path}.{key}" if path else str(key)
-            if key in a and key in b:
-                yield from _differences(a[key], b[key], where)
-            elif a.get(key) or b.get(key):  # what a version does not know is off there
-                yield where
-    elif isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        if list(a) != list(b):
-            yield path
-    elif a != b:
-        yield path
 
 
 def _out_of_memory(error: BaseException) -> ResourceError:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from chumoku.devices import FLOATS
 from chumoku.errors import ConfigError
@@ -73,3 +74,24 @@ class Settings:
 
 def _error(name: str, what: str) -> ConfigError:
     return ConfigError(what, where=f"[training] {name}")
+
+
+def changed_settings(before: Any, now: Any) -> list[str]:
+    """Dotted names of what differs between two recipes as JSON and is not harmless."""
+    names = sorted(_differences(before, now))
+    return [name for name in names if name.rpartition(".")[2] not in HARMLESS]
+
+
+def _differences(a: Any, b: Any, path: str = "") -> Iterator[str]:
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        for key in {*a, *b}:
+            where = f"{path}.{key}" if path else str(key)
+            if key in a and key in b:
+                yield from _differences(a[key], b[key], where)
+            elif a.get(key) or b.get(key):  # what a version does not know is off there
+                yield where
+    elif isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        if list(a) != list(b):
+            yield path
+    elif a != b:
+        yield path
