@@ -168,7 +168,7 @@ def theirs(job: Job) -> dict[str, Any]:
             disable_tqdm=True,
             seed=settings.seed,
         )
-        average = None if settings.ema is None else EMA(model, settings.ema)
+        average = None if settings.ema is None else EMA(_trained(model), settings.ema)
         trainer = Seq2SeqTrainer(
             model=model,
             args=arguments,
@@ -233,6 +233,10 @@ def collator(model: Any) -> Callable[[Sequence[Any]], dict[str, torch.Tensor]]:
     return collate
 
 
+def _trained(model: Any) -> dict[str, torch.Tensor]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
 def stopping(meter: Meter, model: Any, average: EMA | None) -> Any:
     from transformers import TrainerCallback
 
@@ -242,7 +246,7 @@ def stopping(meter: Meter, model: Any, average: EMA | None) -> Any:
 
         def on_step_end(self, _: Any, __: Any, control: Any, **___: Any) -> None:
             if average is not None:
-                average.update(model)
+                average.update(_trained(model))
             control.should_training_stop |= meter.over()
 
     return Stopping()

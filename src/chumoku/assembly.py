@@ -26,12 +26,16 @@ SAME_NAME: Final = {"classification", "token-classification", "multiple-choice"}
 
 @dataclass(frozen=True)
 class Blueprint:
-    """What is to be built, and the file that fills it. config: the architecture's own Config."""
+    """What is to be built, and the file that fills it. config: the architecture's own Config.
+
+    without_head: the file's head is not used, even where it would fit: it is for other classes.
+    """
 
     arch: Architecture
     config: Any
     head: str
     published: Published
+    without_head: bool = False
 
     @property
     def table(self) -> NameTable:
@@ -211,7 +215,8 @@ def _usable_pieces(plan: Blueprint, model: nn.Module) -> Pieces:
             advice="the config and the weights are of different models",
         )
     declared = declared_head(plan.arch, plan.published.raw_config)
-    if declared != plan.head and {declared, plan.head} <= SAME_NAME:
+    same_name = declared != plan.head and {declared, plan.head} <= SAME_NAME
+    if same_name or plan.without_head:
         return {name: piece for name, piece in pieces.items() if not name.startswith("head.")}
     return pieces
 

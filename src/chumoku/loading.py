@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -88,7 +88,8 @@ def load(
     head: a head of the architecture; default: what the file was published for. dtype: "auto"
     (float32 on a CPU, on a GPU the type of most values; quantised tensors keep their blocks),
     "stored" (each tensor as in the file, for saving it unchanged), or a float type for all.
-    new_head: make a missing head anew, with `labels` as its classes. adapter: a folder
+    new_head: make a head anew that is missing, or that has other classes than `labels` (the same
+    ones keep the file's order). adapter: a folder
     of PEFT's, whose adapter is put into the model; its head is taken where the base has none.
     progress: called with (what, bytes done, bytes in all) while something is fetched.
     Raises InputError, SourceError, CheckpointError, ConfigError, TokenizerError, DeviceError,
@@ -103,11 +104,23 @@ def load(
     if added is not None:
         published.raw_config.update(added.classes)
         head = head or added.head
+    notes = resolved.notes
+    other_classes = False
     if labels is not None:
-        published.raw_config.update(write_labels(tuple(labels)))
+        own = _classes(published.raw_config)
+        other_classes = new_head and _differ(own, labels)
+        if other_classes and own:
+            notes = (
+                *notes,
+                f"the head of the file, for {', '.join(own[:9])}, gives way to a new one",
+            )
+        kept = own if own and set(own) == set(labels) else labels
+        published.raw_config.update(write_labels(tuple(kept)))
     plan = untied_as_stored(blueprint(published, head, ignore_config))
     check_memory(published.tensors, dtype, place)
     own_head = new_head or added is not None
+    if other_classes:
+        plan = replace(plan, without_head=True)
     model, fresh = assemble(plan, dtype, place, new_head=own_head)
     model_type = published.raw_config["model_type"]
     if added is not None:
@@ -127,7 +140,7 @@ def load(
             published=published,
             head=plan.head,
             model_type=model_type,
-            notes=resolved.notes,
+            notes=notes,
             unchanged=labels is None
             and added is None
             and declared in (None, plan.head)
@@ -155,6 +168,19 @@ def create(config: Any, head: str, seed: int = 0) -> Loaded:
         arch.initialise(model)
     source = Source("created", None, head, model_type)
     return Loaded(model.eval(), config, None, None, {}, source)
+
+
+def _classes(raw_config: Mapping[str, Any]) -> list[str]:
+    """The names of a published head's classes; without id2label there are none."""
+    stored = raw_config.get("id2label")
+    if not isinstance(stored, Mapping):
+        return []
+    return [str(stored[number]) for number in sorted(stored, key=lambda n: int(n))]
+
+
+def _differ(own: Sequence[str], wanted: Sequence[str]) -> bool:
+    """Whether weights for `own` say nothing of `wanted`. One output is a score on both sides."""
+    return set(own) != set(wanted) and not len(own) == len(wanted) == 1
 
 
 def _tokenizer(published: Published) -> Tokenizer | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import builtins
 import importlib
 import shutil
+import subprocess
+import sys
 import unicodedata
 import warnings
 from pathlib import Path
@@ -22,6 +24,7 @@ from text_samples import (
 
 from chumoku.errors import ConfigError, DependencyError, InputError
 from chumoku.text import load_tokenizer
+from chumoku.text.segmentation import STRETCH, stretches
 
 transformers = pytest.importorskip("transformers")
 MASKED = ["私の今日の昼ご飯は[MASK]です。", "LINE株式会社で[MASK]の研究・開発をしている。"]
@@ -193,6 +196,44 @@ def test_line_distilbert_is_mecab_then_sentencepiece(tmp_path: Path) -> None:
 def test_text_behind_a_nul_is_kept(tmp_path: Path) -> None:
     ours = load_tokenizer(folder_of(tmp_path, "mecab", {}, "wordpiece"))
     assert ours.encode("猫\x00猫").tokens.count("猫") == 2
+
+
+LONG = """
+from chumoku.text.alignment import aligned
+from chumoku.text.segmentation import segmenter
+
+cut = segmenter("mecab", {"normalize_text": False}, lower=False, never_split=())
+text = "Before we proceed any further, hear me speak.\\n" * 25_000
+assert "".join(word.text for word in cut(aligned(text))) == "".join(text.split())
+spaced = cut(aligned("猫" + " " * 200_000 + "猫"))
+assert [word.text for word in spaced] == ["猫", "猫"]
+"""
+
+
+def test_a_long_text_does_not_end_the_process() -> None:
+    pytest.importorskip("fugashi")
+    done = subprocess.run([sys.executable, "-c", LONG], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("短い", ["短い"]),
+        ("a b\ncd。ef", ["a b\n", "cd。ef"]),
+        ("ab。cd efg", ["ab。", "cd ", "efg"]),
+        ("a bcdefgh", ["a ", "bcdef", "gh"]),
+        ("abcdefghijkl", ["abcde", "fghij", "kl"]),
+        ("\n" * 7, ["\n" * 5, "\n" * 2]),
+    ],
+)
+def test_a_stretch_ends_where_a_word_does(text: str, parts: list[str]) -> None:
+    assert list(stretches(text, 5)) == parts
+
+
+def test_an_ordinary_text_is_one_stretch() -> None:
+    text = "猫である。\n" * (STRETCH // 6)
+    assert list(stretches(text, STRETCH)) == [text]
 
 
 def test_streams(tmp_path: Path) -> None:

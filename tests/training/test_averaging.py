@@ -13,6 +13,7 @@ from chumoku.training.averaging import (
     average_states,
     warm_decay,
 )
+from chumoku.training.optimisers import MasterWeights
 from chumoku.training.snapshots import Snapshot, write_snapshot
 
 CONFIG = bert.Config(
@@ -32,6 +33,10 @@ def shake(made, step):
             p.copy_(torch.randn(p.shape, generator=random, dtype=torch.float64))
 
 
+def weights(made):
+    return MasterWeights(made, next(made.parameters()).dtype).named
+
+
 def test_warm_decay():
     assert warm_decay(0.99, 0) == 0.1
     assert warm_decay(0.99, 10) == 11 / 20
@@ -44,12 +49,12 @@ def test_warm_decay():
 def test_ema_equals_its_definition(dtype, error):
     made = model().to(dtype)
     shake(made, 0)
-    ema = EMA(made, 0.5)
+    ema = EMA(weights(made), 0.5)
     expected = {name: p.detach().double().clone() for name, p in made.named_parameters()}
     fixed = dict(expected)
     for step in range(1, 8):
         shake(made, step)
-        ema.update(made)
+        ema.update(weights(made))
         d = min(0.5, step / (step + 9))
         for name, p in made.named_parameters():
             expected[name] = d * expected[name] + (1 - d) * p.detach().double()
@@ -65,9 +70,9 @@ def test_ema_equals_its_definition(dtype, error):
 def test_swapping_in_and_out_is_exact():
     made = model().bfloat16()
     shake(made, 0)
-    ema = EMA(made, 0.9)
+    ema = EMA(weights(made), 0.9)
     shake(made, 1)
-    ema.update(made)
+    ema.update(weights(made))
     own = {name: p.detach().clone() for name, p in made.named_parameters()}
     averaged = {}
 
@@ -90,32 +95,32 @@ def test_swapping_in_and_out_is_exact():
 def test_frozen_weights_are_not_averaged():
     made = model()
     made.embeddings.requires_grad_(False)
-    assert not any(name.startswith("embeddings") for name in EMA(made, 0.9).tensors())
+    assert not any(name.startswith("embeddings") for name in EMA(weights(made), 0.9).tensors())
 
 
 def test_state_restores_bit_for_bit():
     made = model()
-    whole, first = EMA(made, 0.9), EMA(made, 0.9)
+    whole, first = EMA(weights(made), 0.9), EMA(weights(made), 0.9)
     for step in range(1, 6):
         shake(made, step)
-        whole.update(made)
+        whole.update(weights(made))
         if step <= 3:
-            first.update(made)
-    second, uncounted = EMA(model(), 0.9), EMA(model(), 0.9)
+            first.update(weights(made))
+    second, uncounted = EMA(weights(model()), 0.9), EMA(weights(model()), 0.9)
     saved = {name: value.clone() for name, value in first.tensors().items()}
     second.load(saved)
     uncounted.load({**saved, UPDATES: torch.tensor(0)})
     for step in (4, 5):
         shake(made, step)
-        second.update(made)
-        uncounted.update(made)
+        second.update(weights(made))
+        uncounted.update(weights(made))
     assert all(torch.equal(second.tensors()[n], v) for n, v in whole.tensors().items())
     assert not all(torch.equal(uncounted.averages[n], v) for n, v in whole.averages.items())
 
 
 @pytest.mark.parametrize("change", ["missing", "too many", "shape", "type"])
 def test_a_state_that_does_not_fit_changes_nothing(change):
-    ema = EMA(model(), 0.9)
+    ema = EMA(weights(model()), 0.9)
     good = {name: value.clone() for name, value in ema.tensors().items()}
     bad = {name: value + 1 for name, value in good.items()}
     name = "head.transform.weight"
@@ -133,7 +138,7 @@ def test_a_state_that_does_not_fit_changes_nothing(change):
 @pytest.mark.parametrize("decay", [0.0, 1.0, -1.0, float("nan")])
 def test_a_decay_must_lie_between_0_and_1(decay):
     with pytest.raises(ConfigError):
-        EMA(model(), decay)
+        EMA(weights(model()), decay)
 
 
 def states(dtype, count=5):

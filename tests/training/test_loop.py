@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import os
+import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +16,14 @@ from torch.nn.utils import clip_grad_norm_
 from training import runs
 from training.runs import SETTINGS, Kept, model, task, weights
 
-from chumoku.errors import CheckpointError, ResourceError, TrainingError
+from chumoku.errors import CheckpointError, ConfigError, ResourceError, TrainingError
 from chumoku.training import loop, snapshots
 from chumoku.training.data.batching import Batches, Batching
 from chumoku.training.loop import Run
 from chumoku.training.optimisers import OptimiserSettings
 from chumoku.training.schedules import ScheduleSettings, factor
 from chumoku.training.settings import Settings
+from chumoku.training.signals import StoppedError
 from chumoku.training.task import Loss
 
 
@@ -354,3 +359,86 @@ def test_schedule_sees_the_number_of_the_step(tmp_path: Path) -> None:
     Run(model().model, task(), settings, tmp_path, Rates()).train()
     expected = [3e-3 * factor(settings.schedule, step, 8) for step in range(8)]
     assert rates == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("moment", ["in", "out"])
+def test_a_signal_while_averages_are_swapped_leaves_the_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """SIGTERM comes in the middle of an exchange of weights around an evaluation."""
+    settings = replace(SETTINGS, steps=8, evaluate_every=4, save_every=100, ema=0.9)
+    full = Kept()
+    Run(model().model, task(), settings, tmp_path / "full", full).train()
+    real, made = torch.Tensor.copy_, []
+
+    def copy(self: torch.Tensor, *more: object) -> torch.Tensor:
+        made.append(1)
+        if len(made) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, *more)  # type: ignore[arg-type]
+
+    run = Run(model().model, task(), settings, tmp_path / "broken", Kept())
+    swapped = run.ema.swapped  # type: ignore[union-attr]
+
+    @contextlib.contextmanager
+    def watched(averaged: torch.nn.Module) -> Iterator[None]:
+        if moment == "in":
+            monkeypatch.setattr(torch.Tensor, "copy_", copy)
+        with swapped(averaged):
+            yield
+            if moment == "out":
+                monkeypatch.setattr(torch.Tensor, "copy_", copy)
+
+    monkeypatch.setattr(run.ema, "swapped", watched)
+    with pytest.raises(StoppedError):
+        run.train()
+    monkeypatch.undo()
+    again = Kept()
+    Run(model().model, task(), settings, tmp_path / "broken", again).train()
+    assert again.losses == {step: full.losses[step] for step in again.losses}
+    assert len(again.losses) >= 3
+
+
+def test_damaged_best_weights_are_not_replaced_in_silence(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, steps=6, evaluate_every=2)
+    Run(model().model, task(), settings, tmp_path, Kept()).train()
+    (best,) = (tmp_path / "best").glob("step-*/model.safetensors")
+    data = best.read_bytes()
+    best.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match="best weights") as caught:
+        Run(model().model, task(), settings, tmp_path, Kept()).train()
+    assert "another folder" in str(caught.value)
+
+
+def test_an_evaluation_without_a_number_is_never_the_best(tmp_path: Path) -> None:
+    values = iter([float("nan"), 1.0, 0.5])
+    odd = replace(task(), evaluate=lambda _: {"loss": next(values)})
+    result = Run(
+        model().model, odd, replace(SETTINGS, steps=6, evaluate_every=2), tmp_path, Kept()
+    ).train()
+    assert (result.best_step, result.metrics) == (6, {"loss": 0.5})
+
+
+def test_an_epoch_of_accumulated_batches_is_one_epoch(tmp_path: Path) -> None:
+    """17 batches, 16 to a step: two steps, not one more epoch for the last one."""
+    settings = replace(SETTINGS, steps=None, accumulate=16)
+    for epochs in (1.0, 16.0):
+        run = Run(model().model, task(), replace(settings, epochs=epochs), tmp_path, Kept())
+        batches = epochs * run.batches.batches_per_epoch
+        assert 0 <= run.steps * 16 - batches < 16
+
+
+def test_the_mean_of_the_last_snapshots(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, steps=6, save_every=2, keep=3, average=2, ema=None)
+    loaded, report = model(), Kept()
+    result = Run(loaded.model, task(), settings, tmp_path, report).train()
+    last = [snapshots.read_snapshot(p) for p in snapshots.snapshots(tmp_path / "snapshots")[-2:]]
+    assert [one.step for one in last] == [4, 6]
+    for name, p in loaded.model.named_parameters():
+        if name in last[0].tensors["model"]:
+            first, second = (one.tensors["model"][name] for one in last)
+            assert torch.allclose(p, (first + second) / 2, atol=1e-7, rtol=1e-6)
+            assert not torch.equal(p, second)
+    assert report.metrics[6] == result.metrics
+    with pytest.raises(ConfigError, match="at least average"):
+        replace(settings, keep=1)

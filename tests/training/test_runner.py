@@ -15,7 +15,7 @@ import chumoku
 from chumoku.cli import main
 from chumoku.errors import ChumokuError, ConfigError, InputError, TrainingError
 from chumoku.training.finetune import Wish, recipe_of, run_seeds
-from chumoku.training.preparing import KINDS
+from chumoku.training.preparing import KINDS, Prepared, prepare
 from chumoku.training.progress import read_log
 from chumoku.training.recipe import Recipe, build
 from chumoku.training.runner import Outcome, train
@@ -106,6 +106,8 @@ def test_what_lies_beside_the_model(done: tuple[Outcome, Recipe]) -> None:
     assert (run / "curve.svg").read_text().startswith("<?xml")
     result = json.loads((run / "result.json").read_text())
     assert result["test"]["accuracy"] == outcome.test["accuracy"]
+    assert result["rejected_rows"] == 0
+    assert not (run / "rejects.jsonl").exists()
     from chumoku.training.recipe import read_recipe
 
     assert read_recipe(run / "recipe.toml") == recipe
@@ -268,3 +270,91 @@ def test_a_wish_for_what_cannot_be_learnt() -> None:
         recipe_of("dream", Wish("m", ("t",)))
     with pytest.raises(ConfigError):
         build(Recipe, {"adapter": {"kind": "prefix"}}, "test")
+
+
+# ---- rows that cannot be used ----
+
+
+def prepared(own: dict[str, Any], folder: Path) -> Prepared:
+    return prepare(build(Recipe, own, "test"), folder, (), torch.device("cpu"))
+
+
+def with_lines(own: dict[str, Any], lines: dict[int, str]) -> None:
+    """Lines of train.csv, from 1, become others."""
+    path = Path(own["data"]["train"])
+    there = path.read_text("cp932").splitlines()
+    for number, line in lines.items():
+        there[number - 1] = line
+    path.write_text("\n".join(there), "cp932")
+
+
+def test_rejected_rows_are_counted_and_all_listed(tmp_path: Path) -> None:
+    own = table(tmp_path)
+    with_lines(own, dict.fromkeys(range(10, 40), "a,b,c") | {101: ",good", 102: "film,"})
+    own["data"]["max_rejects"] = 0.5
+    made = prepared(own, tmp_path)
+    train_file = own["data"]["train"]
+    assert made.rejected == 32
+    assert f"{train_file}: cp932" in made.notes
+    assert any("32 of 160 rows rejected" in note for note in made.notes)
+    listed = [json.loads(line) for line in (tmp_path / "rejects.jsonl").read_text().splitlines()]
+    assert [one["line"] for one in listed] == [*range(10, 40), 101, 102]
+    assert {one["file"] for one in listed} == {train_file}
+    assert listed[-2]["reason"] == "'text' of the row is empty"
+    assert listed[-1]["reason"] == "the label of the row is empty"
+
+
+def test_a_faulty_row_is_named_by_its_line(tmp_path: Path) -> None:
+    own = table(tmp_path)
+    with_lines(own, {101: ",good"})
+    own["data"]["max_rejects"] = 0.0
+    with pytest.raises(InputError, match=r"train\.csv:101: 'text' of the row is empty"):
+        prepared(own, tmp_path)
+
+
+def test_an_objective_names_the_line_of_a_row(tmp_path: Path) -> None:
+    own = table(tmp_path)
+    path = csv_of(
+        [*sentences(3, 2), {"本文": "the film", "ラベル": "so-so"}], tmp_path / "test.csv"
+    )
+    own["data"]["test"] = str(path)
+    with pytest.raises(InputError, match=r"'so-so' of .*test\.csv:5 is none of the model's"):
+        prepared(own, tmp_path)
+
+
+def test_a_rare_label_may_be_held_out(tmp_path: Path) -> None:
+    own = table(tmp_path)
+    with_lines(own, {6: "the film,稀"})  # of five rows the last is held out
+    assert prepared(own, tmp_path).loaded.config.labels == ("bad", "good", "稀")
+
+
+@pytest.mark.parametrize(
+    ("row", "names"),
+    [
+        ({"a": ["x"], "b": ["O"]}, ("words", "tags")),
+        ({"a": "x y", "b": "O O"}, ("words", "tags")),
+        ({"a": "x", "b": []}, ("text", "entities")),
+        ({"a": "x", "b": [{"span": [0, 1], "type": "PER"}]}, ("text", "entities")),
+    ],
+)
+def test_the_columns_of_ner_follow_the_first_row(
+    row: dict[str, Any], names: tuple[str, str], tmp_path: Path
+) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    columns = {"text_column": "a", "label_column": "b"}
+    recipe = recipe_of("ner", Wish("m", (str(path),), columns=columns))
+    assert recipe.data.columns == dict(zip(names, "ab", strict=True))
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
+    from filelock import FileLock
+
+    from chumoku.training.runner import _alone_in
+
+    with (
+        FileLock(tmp_path / "lock"),
+        pytest.raises(InputError, match="another run"),
+        _alone_in(tmp_path),
+    ):
+        pass

@@ -155,3 +155,15 @@ def test_half_made_ones_are_not_seen_and_are_swept(tmp_path: Path) -> None:
     assert [p.name for p in snapshots(tmp_path)] == ["step-00000001"]
     sweep(tmp_path)
     assert not half.exists()
+
+
+def test_a_kill_between_two_renames_loses_nothing(tmp_path: Path) -> None:
+    """Where the only snapshot was being replaced, the whole ones lie under other names."""
+    write_snapshot(tmp_path, made(1), keep=1)
+    (tmp_path / "step-00000001").rename(tmp_path / ".unfinished-old")
+    shutil.copytree(tmp_path / ".unfinished-old", tmp_path / ".unfinished-new")
+    sweep(tmp_path)
+    found, damaged = latest_snapshot(tmp_path)
+    assert found is not None
+    assert (found.step, damaged) == (1, [])
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]

@@ -206,6 +206,8 @@ def _train(recipe: Recipe, folder: Path, how: How) -> Outcome:
 
 
 def _tell(outcome: Outcome) -> None:
+    if not outcome.first:
+        return
     result = outcome.result
     rows = [("steps", f"{result.steps}, ended by {result.reason}")]
     rows += [("seconds", f"{result.seconds:.1f}"), ("tokens", f"{result.tokens:,}")]

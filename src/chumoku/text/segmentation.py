@@ -9,9 +9,9 @@ from __future__ import annotations
 import importlib
 import shlex
 import unicodedata
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from chumoku.errors import ConfigError, DependencyError, InputError
 from chumoku.text import alignment
@@ -21,6 +21,12 @@ Segmenter = Callable[[Aligned], list[Aligned]]
 
 INSTALL_JA = 'pip install "chumoku[ja]"'
 INSTALL_SUDACHI = 'pip install "chumoku[sudachi]"'
+STRETCH: Final = 20_000
+"""Characters that MeCab is given at once.
+
+Its costs end at 2^31, where it gives no result and fugashi reads one all the same (SIGSEGV); a word
+costs less than 2^16. It loses what follows 2^16 bytes of white space.
+"""
 # What a model's config may say to MeCab. Others, such as -o, write files or change the output.
 MECAB_OPTIONS = ("-d", "--dicdir", "-u", "--userdic", "-r", "--rcfile", "-b", "-M", "-E")
 
@@ -128,9 +134,23 @@ def _mecab(options: Mapping[str, Any]) -> Callable[[str], list[str]]:
         if "\x00" in text:
             # MeCab's text ends at a NUL: go on behind it, as nothing may be lost.
             return [word for part in text.split("\x00") for word in cut(part)]
-        return [node.surface for node in tagger(text)]
+        return [node.surface for part in stretches(text, STRETCH) for node in tagger(part)]
 
     return cut
+
+
+def stretches(text: str, most: int) -> Iterator[str]:
+    """The text in parts of at most `most` characters, which end where no word goes on, if any may.
+
+    That is behind a line end, else behind a full stop, else behind a space.
+    """
+    start = 0
+    while len(text) - start > most:
+        found = (text.rfind(mark, start, start + most) + 1 for mark in "\n。 ")
+        end = next((place for place in found if place > start), start + most)
+        yield text[start:end]
+        start = end
+    yield text[start:]
 
 
 def dictionary_folder(name: str) -> Path:

@@ -28,29 +28,27 @@ def warm_decay(decay: float, updates: int) -> float:
 class EMA:
     """average <- d average + (1 - d) weight, with d = warm_decay(decay, updates so far).
 
-    The average of every trained parameter is kept in float32 (float64 stays), tied ones once; it
-    begins with the weights as they are. Decay near 1 is what is usual: 0.999, 0.9999.
+    weights: by name, those that the optimiser steps; of narrow ones the float32 copies, since a
+    rounded weight does not show a small step. The averages are float32 (float64 stays) and begin
+    with the weights as they are. Decay near 1 is what is usual: 0.999, 0.9999.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, weights: Mapping[str, Tensor], decay: float) -> None:
         if not 0 < decay < 1:
             raise ConfigError(f"the average's decay must lie between 0 and 1, it is {decay}")
         self.decay = decay
         self.updates = 0
-        wide = {n: torch.promote_types(p.dtype, torch.float32) for n, p in _trained(model).items()}
         self.averages = {
-            name: p.detach().to(wide[name], copy=True) for name, p in _trained(model).items()
+            name: p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True)
+            for name, p in weights.items()
         }
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
+    def update(self, weights: Mapping[str, Tensor]) -> None:
         """Take in the weights after one step."""
         averages = list(self.averages.values())
-        weights = [
-            p.detach().to(average.dtype)
-            for p, average in zip(_trained(model).values(), averages, strict=True)
-        ]
-        torch._foreach_lerp_(averages, weights, 1 - warm_decay(self.decay, self.updates))
+        new = [weights[n].detach().to(average.dtype) for n, average in self.averages.items()]
+        torch._foreach_lerp_(averages, new, 1 - warm_decay(self.decay, self.updates))
         self.updates += 1
 
     @torch.no_grad()

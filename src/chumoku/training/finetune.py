@@ -16,6 +16,7 @@ from typing import Any, Final
 from chumoku.checkpoints.ranges import write_json
 from chumoku.errors import InputError
 from chumoku.training.data.batching import Batching
+from chumoku.training.data.rows import read_rows
 from chumoku.training.optimisers import OptimiserSettings
 from chumoku.training.recipe import (
     About,
@@ -46,12 +47,13 @@ class Verb:
 TEXT: Final = {"text_column": "text"}
 PAIR: Final = {"text_column": "text", "pair_column": "pair"}
 LABEL: Final = {"label_column": "label"}
+WORDS: Final = {"text_column": "words", "label_column": "tags"}
 TURNED: Final = {"text_column": "source", "target_column": "target"}
 
 VERBS: Final = {
     "classify": Verb("classification", TEXT | LABEL, "classify"),
     "pair": Verb("classification", PAIR | LABEL, "classify"),
-    "ner": Verb("token-classification", TEXT | {"label_column": "tags"}, "ner"),
+    "ner": Verb("token-classification", WORDS, "ner"),
     "qa": Verb("question-answering", {"text_column": "context"}, "qa", epochs=2.0, batch_size=16),
     "multiple-choice": Verb("multiple-choice", TEXT | LABEL, "multiple-choice", batch_size=16),
     "embed": Verb("sentence-embedding", PAIR | {"label_column": "score"}, "similarity"),
@@ -117,7 +119,7 @@ def recipe_of(name: str, wish: Wish) -> Recipe:
             evaluation=wish.evaluation,
             test=wish.test,
             format=wish.format,
-            columns=_columns(name, verb, wish.columns),
+            columns=_columns(name, _fitting(verb, wish), wish.columns),
             holdout=0.0 if wish.evaluation else 0.1,
         ),
         task={"kind": verb.kind, **verb.options, **length, **wish.options},
@@ -138,6 +140,26 @@ def _length(kind: str, tokens: int) -> dict[str, int]:
     if kind == "seq2seq":
         return {"source_length": tokens, "target_length": tokens}
     return {"length" if kind == "chat" else "max_length": tokens}
+
+
+def _fitting(verb: Verb, wish: Wish) -> Verb:
+    """The verb with the columns of the form that the first row has, where there are two forms.
+
+    Words come with tags, a text with entities; which of them the file's columns are, only their
+    values tell.
+    """
+    if verb.kind != "token-classification" or not wish.columns:
+        return verb
+    try:
+        first = read_rows(wish.train[:1], format=wish.format, max_rejects=1.0, limit=1).rows[0]
+    except InputError:
+        return verb  # the run itself will say what is wrong with the file
+    text = first.get(wish.columns.get("text_column", "text"))
+    labels = first.get(wish.columns.get("label_column", "entities"))
+    marked = isinstance(labels, list) and all(isinstance(one, Mapping) for one in labels)
+    if isinstance(text, list) or not marked:
+        return verb
+    return replace(verb, columns={"text_column": "text", "label_column": "entities"})
 
 
 def _columns(name: str, verb: Verb, given: Mapping[str, str]) -> dict[str, str]:

@@ -27,9 +27,9 @@ from torch.utils.checkpoint import checkpoint
 
 from chumoku.checkpoints.assign import shared_names
 from chumoku.devices import FLOATS
-from chumoku.errors import CheckpointError, ResourceError, TrainingError
+from chumoku.errors import CheckpointError, ConfigError, ResourceError, TrainingError
 from chumoku.training import randomness, snapshots
-from chumoku.training.averaging import EMA
+from chumoku.training.averaging import EMA, average_snapshots
 from chumoku.training.data.batching import Picked
 from chumoku.training.data.streaming import batches_of
 from chumoku.training.optimisers import (
@@ -129,14 +129,15 @@ class Run:
             self.world.size,
             note=report.note,
         )
-        self.epoch_steps = max(1, math.ceil(self.batches.batches_per_epoch / settings.accumulate))
-        self.steps = settings.steps or max(1, round(settings.epochs * self.epoch_steps))
+        epoch_steps = self.batches.batches_per_epoch / settings.accumulate  # need not be whole
+        self.epoch_steps = max(1, math.ceil(epoch_steps))
+        self.steps = settings.steps or max(1, math.ceil(settings.epochs * epoch_steps - 1e-6))
         self.frozen = _digest(p for p in model.parameters() if not p.requires_grad)
         self.objective, kept = self.world.prepare(Objective(model, task), FLOATS[settings.dtype])
         self.device = next(model.parameters()).device
         self.master = MasterWeights(model, kept)
         self.optimiser = make_optimiser(model, settings.optimiser, self.master)
-        self.ema = None if settings.ema is None else EMA(model, settings.ema)
+        self.ema = None if settings.ema is None else EMA(self.master.named, settings.ema)
         if settings.recompute:
             _each_block(model, lambda b: setattr(b, "forward", _recomputing(b)))
         if settings.compile:
@@ -144,6 +145,10 @@ class Run:
         self.progress = Progress()
         self.signals = Signals()
         self.stopping = False
+        if task.evaluate is None and settings.patience is not None:
+            report.note("patience means nothing here: there are no evaluation rows")
+        if task.sample is None and settings.sample_every:
+            report.note("sample_every means nothing here: this objective writes no text")
         self._part_names: list[str] = []
 
     # ---- one step ----
@@ -175,7 +180,7 @@ class Run:
             self.optimiser.step()
             self.master.refresh()
             if self.ema is not None:
-                self.ema.update(self.model)
+                self.ema.update(self.master.named)
             self.progress.in_a_row = 0
         self.optimiser.zero_grad(set_to_none=True)
         self.progress.step += 1
@@ -230,8 +235,9 @@ class Run:
             raise TrainingError(
                 f"{what}: not a finite number; the weights were not changed",
                 where=where,
-                advice="look at these examples, lower optimiser.learning_rate, or set "
-                'on_nonfinite = "skip"; the last snapshot is good',
+                advice='look at these examples; the same command with on_nonfinite = "skip" '
+                "goes on from the last snapshot and leaves such steps out; with a lower "
+                "optimiser.learning_rate it is another run, in another folder",
             )
         self.report.note(f"{what}: skipped [{where}]")
 
@@ -283,11 +289,10 @@ class Run:
         end = done.step >= self.steps
         saving = self._due(settings.save_every) or (end and done.step > 0)
         try:
-            with self.signals.interrupting(self.world.size == 1):
-                if self._due(settings.sample_every) and done.sampled != done.step:
-                    self._sample()
-                if self._due(settings.evaluate_every) or end:
-                    self._evaluate()
+            if self._due(settings.sample_every) and done.sampled != done.step:
+                self._sample()
+            if self._due(settings.evaluate_every) or end:
+                self._evaluate()
         except BrokenOffError:
             self.stopping = True
         if saving or self.stopping:
@@ -305,7 +310,9 @@ class Run:
         if self.task.sample is not None:
             with self._averaged() as model:
                 if self.world.rank == 0:
-                    self.report.sample(self.progress.step, self.task.sample(model))
+                    with self._breakable():
+                        text = self.task.sample(model)
+                    self.report.sample(self.progress.step, text)
         self.progress.sampled = self.progress.step
 
     def _evaluate(self) -> None:
@@ -314,19 +321,28 @@ class Run:
         if task.evaluate is None or done.evaluated == done.step or done.step == 0:
             return
         with self._averaged() as model:
-            metrics = self._agreed(task.evaluate(model))
-            value = metrics[task.metric]
-            better = done.best is None or (value < done.best if task.lower else value > done.best)
+            with self._breakable():
+                metrics = task.evaluate(model)
+            metrics = self._agreed(metrics)
+            value = _chosen(metrics, task.metric)
+            former = math.nan if done.best is None else done.best
+            better = not math.isnan(value) and (
+                math.isnan(former) or (value < former if task.lower else value > former)
+            )
             if better and self.settings.keep_best:
                 weights = {"model": _stored(self.model)}
                 snapshot = Snapshot(done.step, weights, {"metrics": metrics})
-                self.world.save(self.folder / "best", snapshot, keep=1)
+                self.world.save(self.folder / "best", snapshot, keep=None)
         done.evaluated, done.metrics = done.step, metrics
         if better:
             done.best, done.best_step, done.waited = value, done.step, 0
         else:
             done.waited += 1
         self.report.evaluation(done.step, metrics)
+
+    def _breakable(self) -> contextlib.AbstractContextManager[None]:
+        """Around what a signal may break off: it reads weights and changes nothing."""
+        return self.signals.interrupting(self.world.size == 1)
 
     def _agreed(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """The first process's numbers: on another machine the last bit may differ."""
@@ -350,17 +366,34 @@ class Run:
             randomness.set_random_state(random)
 
     def _keep_best_weights(self) -> None:
-        """End with the best evaluation's weights, else with the average, else with the last."""
-        if self.settings.keep_best and self.progress.best is not None:
+        """End with a mean of snapshots, the best evaluation's weights, the average, or the last."""
+        if self.settings.average is not None:
+            self._end_with_mean(self.settings.average)
+        elif self.settings.keep_best and self.progress.best is not None:
             self.world.wait()
-            best, damaged = snapshots.latest_snapshot(self.folder / "best")
-            for error in damaged:
-                self.report.note(str(error))
-            if best is not None:
-                self._restore(best.tensors["model"])
-                self.progress.metrics = dict(best.state["metrics"])
+            try:
+                best = snapshots.read_snapshot(self._best())
+            except CheckpointError as error:
+                raise CheckpointError(
+                    f"the best weights cannot be taken up: {error.what}",
+                    where=error.where,
+                    advice="the model that may lie in the output folder was left as it is; train "
+                    "again in another folder",
+                ) from error
+            self._restore(best.tensors["model"])
+            self.progress.metrics = dict(best.state["metrics"])
         elif self.ema is not None:
             self.ema.copy_to(self.model)
+
+    def _end_with_mean(self, count: int) -> None:
+        self.world.wait()
+        last = snapshots.snapshots(self.folder / "snapshots")[-count:]
+        self._restore(average_snapshots(last))
+        self.report.note(f"mean of the weights after steps {', '.join(map(_step_of, last))}")
+        if self.task.evaluate is not None:
+            with self._averaged() as model:
+                self.progress.metrics = self._agreed(self.task.evaluate(model))
+            self.report.evaluation(self.progress.step, self.progress.metrics)
 
     # ---- saving and resuming ----
 
@@ -384,9 +417,21 @@ class Run:
         return Snapshot(self.progress.step, tensors, state)
 
     def save(self) -> None:
-        """With the help of all processes."""
+        """With the help of all processes. Best weights that no snapshot speaks of go."""
         keep = self.settings.keep
         self.world.save(self.folder / "snapshots", self.snapshot(), keep=keep)
+        self._forget_other_best()
+
+    def _best(self) -> Path:
+        return self.folder / "best" / snapshots.name_of(self.progress.best_step)
+
+    def _forget_other_best(self) -> None:
+        """Those of former bests, and of steps that were lost with a process and come again."""
+        if self.world.rank == 0:
+            for path in snapshots.snapshots(self.folder / "best"):
+                if path != self._best():
+                    snapshots.remove(path)
+        self.world.wait()
 
     def resume(self) -> None:
         """Take up the last good snapshot, if there is one; damaged ones are named and passed by."""
@@ -400,10 +445,12 @@ class Run:
             self.report.note(f"passed by: {error}")
         self._check_same_step(0 if snapshot is None else snapshot.step)
         if snapshot is None:
+            self._forget_other_best()
             self.report.resumed(0)
             return
         self._check_same_run(snapshot.state)
         self._take_up(snapshot)
+        self._forget_other_best()
         self.report.resumed(snapshot.step)
 
     def _take_up(self, snapshot: Snapshot) -> None:
@@ -453,6 +500,20 @@ class Run:
                 where=self.folder,
                 advice="take the former settings, or another output folder",
             )
+
+
+def _chosen(metrics: Mapping[str, float], name: str) -> float:
+    if name not in metrics:
+        raise ConfigError(
+            f"the evaluation has no {name!r}",
+            where="[task] metric",
+            advice=f"one of {', '.join(metrics)}",
+        )
+    return metrics[name]
+
+
+def _step_of(snapshot: Path) -> str:
+    return snapshot.name.rpartition("-")[2].lstrip("0")
 
 
 def _nothing(part: Any) -> Any:
@@ -522,6 +583,6 @@ def _recomputing(block: nn.Module) -> Any:
 def _out_of_memory(error: BaseException) -> ResourceError:
     return ResourceError(
         f"out of memory: {str(error).splitlines()[0][:200]}",
-        advice="lower batching.batch_size and raise accumulate, set recompute = true, shorten the "
-        'texts, or dtype = "bfloat16"; the last snapshot is good, the same command goes on',
+        advice="recompute = true goes on from the last snapshot with less memory; a lower "
+        'batching.batch_size, shorter texts or dtype = "bfloat16" are another run, elsewhere',
     )

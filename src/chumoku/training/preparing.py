@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
+import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -14,6 +18,7 @@ import torch
 from torch import nn
 
 from chumoku.adapters.registry import trainable_fraction
+from chumoku.checkpoints.ranges import atomic_file
 from chumoku.checkpoints.sources import resolve
 from chumoku.errors import ConfigError
 from chumoku.loading import Loaded, create, load
@@ -21,6 +26,7 @@ from chumoku.models.config_keys import write_labels
 from chumoku.text import Tokenizer, load_tokenizer
 from chumoku.training import randomness, stabilising
 from chumoku.training.data.streaming import RowStream
+from chumoku.training.data.tables import Table, usable
 from chumoku.training.objectives.students import student_from
 from chumoku.training.recipe import Recipe, build
 from chumoku.training.recipe_data import column_of, hold_out, read_data, stream_rows, texts_of
@@ -32,7 +38,8 @@ class Kind:
     """An objective. module: its file in objectives/. head: what the model needs. labels: the rows
     have labels, whose names become the head's. described: the objective adds to the config what the
     labels mean. pools: it says how texts become vectors. streams: it takes a
-    RowStream too. column: only this column of the rows is passed on.
+    RowStream too. column: only this column of the rows is passed on. checks: it says of each row
+    whether it can be used.
     """
 
     module: str
@@ -42,8 +49,12 @@ class Kind:
     pools: bool = False
     streams: bool = False
     column: str | None = None
+    checks: bool = False
 
 
+REJECTS: Final = "rejects.jsonl"
+SHOWN: Final = 5
+"""So many rejected rows of a part are told; all of them are in REJECTS."""
 STREAMED: Final = 100_000
 """So many rows of a stream are what a tokenizer learns from."""
 
@@ -55,16 +66,20 @@ KINDS: Final = {
         "span_corruption", "conditional-generation", streams=True, column="text"
     ),
     "seq2seq": Kind("seq2seq", "conditional-generation"),
-    "chat": Kind("chat", "causal-lm"),
+    "chat": Kind("chat", "causal-lm", checks=True),
     "symbols": Kind("symbols", "masked-lm"),
-    "classification": Kind("classification", "classification", labels=True, described=True),
-    "token-classification": Kind("token_classification", "token-classification", labels=True),
-    "question-answering": Kind("question_answering", "question-answering"),
-    "multiple-choice": Kind("multiple_choice", "multiple-choice"),
+    "classification": Kind(
+        "classification", "classification", labels=True, described=True, checks=True
+    ),
+    "token-classification": Kind(
+        "token_classification", "token-classification", labels=True, checks=True
+    ),
+    "question-answering": Kind("question_answering", "question-answering", checks=True),
+    "multiple-choice": Kind("multiple_choice", "multiple-choice", checks=True),
     "image-classification": Kind(
         "image_classification", "image-classification", labels=True, described=True
     ),
-    "sentence-embedding": Kind("sentence_embedding", "encoder", pools=True),
+    "sentence-embedding": Kind("sentence_embedding", "encoder", pools=True, checks=True),
     "distillation": Kind("distillation", ""),
 }
 """[task] kind -> objective."""
@@ -72,7 +87,10 @@ KINDS: Final = {
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that a run needs, made from a recipe. test: a task whose evaluation is the test rows."""
+    """All that a run needs, made from a recipe. test: a task whose evaluation is the test rows.
+
+    rejected: how many rows could not be used.
+    """
 
     loaded: Loaded
     task: Task
@@ -80,6 +98,7 @@ class Prepared:
     tokenizer_files: Path | None
     notes: tuple[str, ...]
     trained: float
+    rejected: int
 
 
 def prepare(
@@ -90,22 +109,25 @@ def prepare(
     kind = _kind(options.pop("kind", None))
     module = importlib.import_module(f"chumoku.training.objectives.{kind.module}")
     tables = read_data(recipe.data, places)
-    notes = [str(reject) for table in tables.values() for reject in table.rejects[:20]]
+    if kind.checks:
+        check = partial(module.check_row, **_named(module.check_row, options))
+        tables = {n: usable(t, check, recipe.data.max_rejects) for n, t in tables.items()}
+    notes = _notes_of(tables, run_folder / REJECTS)
+    rejected = write_rejects(tables, run_folder / REJECTS)
     rows = {name: column_of(table.rows, kind.column) for name, table in tables.items()}
+    known = rows.get("train", ())  # with those held out: a rare label may be on one of them alone
     if recipe.data.stream:
         rows["train"] = stream_rows(recipe, _streamed_column(kind), places)
     else:
         hold_out(rows, recipe.data.holdout)
     files = _tokenizer_files(recipe, run_folder, rows["train"])
     labels = (
-        tuple(module.labels_of(rows["train"], **_named(module.labels_of, options)))
-        if kind.labels
-        else ()
+        tuple(module.labels_of(known, **_named(module.labels_of, options))) if kind.labels else ()
     )
     randomness.seed_all(recipe.training.seed)
     loaded = _model(recipe, kind, labels, files, device)
     if kind.described:
-        problem = module.problem_of(rows["train"], labels, options.get("problem", "auto"))
+        problem = module.problem_of(known, labels, options.get("problem", "auto"))
         loaded = module.described(loaded, problem)
     if kind.pools:
         sentence = module.sentence_of(loaded, **_named(module.sentence_of, options))
@@ -117,7 +139,37 @@ def prepare(
     if "test" in rows:  # only its evaluation is used
         test = _task(module, loaded, rows["test"], rows["test"], options, seed)
     found = getattr(task.examples, "notes", ())
-    return Prepared(loaded, task, test, files, (*notes, *found), trained)
+    return Prepared(
+        loaded, task, test, files, (*notes, *loaded.source.notes, *found), trained, rejected
+    )
+
+
+def _notes_of(tables: Mapping[str, Table], listed: Path) -> list[str]:
+    """What the user should know of the files: rejected rows, and encodings that were found out."""
+    notes = []
+    for name, table in tables.items():
+        for file, encoding in table.encodings.items():
+            if encoding != "utf-8":
+                notes.append(f"{file}: {encoding}")
+        if table.rejects:
+            what = f"{len(table.rejects)} of {table.found} rows rejected"
+            notes.append(f"{name}: {what}, all of them are listed in {listed}; the first:")
+            notes += [str(reject) for reject in table.rejects[:SHOWN]]
+    return notes
+
+
+def write_rejects(tables: Mapping[str, Table], path: Path) -> int:
+    """A line of JSON for each rejected row; without any no file. Returns how many there are."""
+    lines = [
+        json.dumps({"part": name, **dataclasses.asdict(reject)}, ensure_ascii=False)
+        for name, table in tables.items()
+        for reject in table.rejects
+    ]
+    path.unlink(missing_ok=True)
+    if lines:
+        with atomic_file(path) as stream:
+            stream.write(("\n".join(lines) + "\n").encode())
+    return len(lines)
 
 
 def _kind(name: Any) -> Kind:
@@ -146,10 +198,15 @@ def _tokenizer_files(recipe: Recipe, run_folder: Path, rows: Any) -> Path | None
         from chumoku.text.training import TokenizerSettings, train_tokenizer
 
         folder = run_folder / "tokenizer"
-        if not folder.is_dir():
-            settings = build(TokenizerSettings, recipe.tokenizer, "[tokenizer]")
+        settings = build(TokenizerSettings, recipe.tokenizer, "[tokenizer]")
+        made_by = json.dumps(recipe.tokenizer, sort_keys=True)
+        note = folder / "settings.json"
+        if not (note.is_file() and note.read_text(encoding="utf-8") == made_by):
             seen = rows.first(STREAMED) if isinstance(rows, RowStream) else rows
-            train_tokenizer(list(texts_of(seen)), settings).save(folder)
+            trained = train_tokenizer(list(texts_of(seen)), settings)
+            shutil.rmtree(folder, ignore_errors=True)
+            trained.save(folder)
+            note.write_text(made_by, encoding="utf-8")  # last: without it the folder is not whole
         return folder
     if recipe.model.tokenizer is None:
         return None

@@ -388,19 +388,23 @@ def run_reports(
     quiet: bool = False,
     shape: Shape | None = None,
     dtype: torch.dtype | None = None,
+    processes: int = 1,
 ) -> Report:
     """The log in a folder and the terminal; quiet: nothing.
 
     shape: of one row of a batch; with it MFU, or the operations a second, are shown. dtype: of the
-    products, else the model's.
+    products, else the model's. processes: whose tokens are told together.
     """
     if quiet:
         return Reports(())
-    terminal = Terminal(speed=None if shape is None else speed_of(model, shape, dtype))
+    terminal = Terminal(speed=None if shape is None else speed_of(model, shape, dtype, processes))
     return Reports((JsonLog(folder / "log.jsonl"), terminal, *more))
 
 
-def speed_of(model: nn.Module, shape: Shape, dtype: torch.dtype | None = None) -> Speed:
-    """What is needed for MFU, for a model on its device."""
+def speed_of(
+    model: nn.Module, shape: Shape, dtype: torch.dtype | None = None, processes: int = 1
+) -> Speed:
+    """What is needed for MFU, for a model on its device, of which each process has one."""
     first = next(model.parameters())
-    return Speed(flops_per_token(model, shape), peak_flops(first.device, dtype or first.dtype))
+    peak = peak_flops(first.device, dtype or first.dtype)
+    return Speed(flops_per_token(model, shape), None if peak is None else peak * processes)

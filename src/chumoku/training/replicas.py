@@ -132,7 +132,7 @@ class Replicas(Processes):
     ) -> Mapping[str, Tensor]:
         return values
 
-    def save(self, folder: Path, snapshot: Snapshot, *, keep: int) -> None:
+    def save(self, folder: Path, snapshot: Snapshot, *, keep: int | None) -> None:
         with self.agreed():
             if self.rank == 0:
                 write_snapshot(folder, snapshot, keep=keep)

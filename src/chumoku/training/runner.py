@@ -8,19 +8,22 @@ curve, the snapshots and the result. The same call goes on where it was broken o
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from torch import nn
 
 from chumoku.checkpoints.ranges import write_json
 from chumoku.devices import FLOATS, pick_device
+from chumoku.errors import InputError
 from chumoku.loading import Loaded
 from chumoku.saving import published_config, save
 from chumoku.text.load import TOKENIZER_FILES
@@ -32,14 +35,17 @@ from chumoku.training.loop import Result, Run
 from chumoku.training.preparing import Prepared, prepare
 from chumoku.training.progress import Report, run_reports
 from chumoku.training.recipe import Recipe, to_toml
+from chumoku.training.snapshots import snapshots
 from chumoku.training.task import Task
+from chumoku.training.world import World
 
 
 @dataclass(frozen=True)
 class Outcome:
     """folder: the model. result: of the run. test: metrics on the test rows, if there are any.
 
-    metric: the name of the one that chooses; lower: whether less is better.
+    metric: the name of the one that chooses; lower: whether less is better. first: this is the
+    first of the processes, the one that tells.
     """
 
     folder: Path
@@ -48,6 +54,7 @@ class Outcome:
     notes: tuple[str, ...]
     metric: str
     lower: bool
+    first: bool = True
 
 
 def train(
@@ -67,6 +74,33 @@ def train(
     run_folder = folder / "run"
     run_folder.mkdir(parents=True, exist_ok=True)
     world, place = world_of(pick_device(device), strategy)
+    with _alone_in(run_folder) if world.rank == 0 else contextlib.nullcontext():
+        return _train(recipe, folder, places, world, place, reports)
+
+
+@contextlib.contextmanager
+def _alone_in(run_folder: Path) -> Iterator[None]:
+    """Two runs in one folder would take each other's snapshots for their own."""
+    try:
+        with FileLock(run_folder / "lock", timeout=0):
+            yield
+    except Timeout:
+        raise InputError(
+            "another run is writing here",
+            where=run_folder,
+            advice="wait for it, stop it, or name another output folder",
+        ) from None
+
+
+def _train(
+    recipe: Recipe,
+    folder: Path,
+    places: Sequence[Path],
+    world: World,
+    place: torch.device,
+    reports: Iterable[Report],
+) -> Outcome:
+    run_folder = folder / "run"
     if world.rank > 0:
         world.wait()  # the first process may have a tokenizer to train
     prepared = prepare(recipe, run_folder, places, place)
@@ -80,12 +114,14 @@ def train(
         quiet=world.rank > 0,
         shape=_shape(recipe, prepared.task),
         dtype=FLOATS[recipe.training.dtype],
+        processes=world.size,
     )
     try:
         for note in prepared.notes:
             report.note(note)
-        if world.rank == 0:
-            (run_folder / "recipe.toml").write_text(to_toml(recipe), encoding="utf-8")
+        new = not snapshots(run_folder / "snapshots")
+        if world.rank == 0 and new:  # else it may be refused, and the former recipe stays
+            _write_recipe(recipe, run_folder)
         identity = _identity(recipe)
         run = Run(
             model,
@@ -107,7 +143,7 @@ def train(
         report.close()
         leave()
     task = prepared.task
-    return Outcome(folder, result, test, prepared.notes, task.metric, task.lower)
+    return Outcome(folder, result, test, prepared.notes, task.metric, task.lower, world.rank == 0)
 
 
 def _shape(recipe: Recipe, task: Task) -> Shape | None:
@@ -138,7 +174,8 @@ def _write(
     result: Result,
     test: Mapping[str, float],
 ) -> None:
-    """The model, its tokenizer, the adapter, the result and the curve."""
+    """The model, its tokenizer, the adapter, the recipe, the result and the curve."""
+    _write_recipe(recipe, folder / "run")
     loaded = prepared.loaded
     stabilising.remove_mixout(loaded.model)
     if recipe.adapter.kind != "none":
@@ -157,6 +194,7 @@ def _write(
             "tokens": result.tokens,
             "best_step": result.best_step,
             "skipped": result.skipped,
+            "rejected_rows": prepared.rejected,
             "ended_by": result.reason,
             "trained_share": prepared.trained,
             "evaluation": dict(result.metrics),
@@ -164,6 +202,10 @@ def _write(
         },
     )
     draw_curve(folder / "run" / "log.jsonl", folder / "run" / "curve.svg")
+
+
+def _write_recipe(recipe: Recipe, run_folder: Path) -> None:
+    (run_folder / "recipe.toml").write_text(to_toml(recipe), encoding="utf-8")
 
 
 def _write_adapter(recipe: Recipe, loaded: Loaded, folder: Path) -> None:

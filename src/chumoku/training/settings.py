@@ -13,7 +13,7 @@ from chumoku.training.optimisers import OptimiserSettings
 from chumoku.training.schedules import ScheduleSettings
 
 NON_FINITE: Final = ("stop", "skip")
-HARMLESS: Final = ("keep", "sample_every")
+HARMLESS: Final = ("keep", "sample_every", "save_every", "on_nonfinite", "recompute")
 """Settings that a resumed run may change: the curve does not depend on them."""
 
 
@@ -25,6 +25,8 @@ class Settings:
     limit. dtype: float32 or bfloat16 (weights and activations; the optimiser then keeps float32
     copies). recompute: forget activations inside blocks and compute them again on the way back.
     ema: decay of an average of the weights, which is then what is evaluated and kept; None: none.
+    average: end with the mean of the weights of so many last snapshots, as the 2017 Transformer
+    (1706.03762, 6.1), not with the best; None: do not.
     on_nonfinite: what a loss or gradient that is no number does: stop, or skip (the weights stay).
     evaluate_every, save_every: steps; None: once an epoch; 0: at the end alone. sample_every:
     steps; 0: never. keep: snapshots on the disk. keep_best: end with the weights of the best
@@ -40,6 +42,7 @@ class Settings:
     recompute: bool = False
     compile: bool = False
     ema: float | None = None
+    average: int | None = None
     on_nonfinite: str = "stop"
     evaluate_every: int | None = None
     save_every: int | None = None
@@ -52,7 +55,7 @@ class Settings:
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
 
     def __post_init__(self) -> None:
-        least = {"steps": 1, "accumulate": 1, "keep": 1, "patience": 1}
+        least = {"steps": 1, "accumulate": 1, "keep": 1, "patience": 1, "average": 2}
         least |= {"evaluate_every": 0, "save_every": 0, "sample_every": 0}
         for name, lowest in least.items():
             value = getattr(self, name)
@@ -68,6 +71,10 @@ class Settings:
             raise _error("dtype", "float16 needs a scaled loss, which this loop has not: bfloat16")
         if self.ema is not None and not 0 < self.ema < 1:
             raise _error("ema", f"must lie between 0 and 1, it is {self.ema}")
+        if self.average is not None and self.ema is not None:
+            raise _error("average", "goes not with ema: one average is enough")
+        if self.average is not None and self.keep < self.average:
+            raise _error("keep", f"must be at least average, {self.average}, it is {self.keep}")
         if self.on_nonfinite not in NON_FINITE:
             raise _error("on_nonfinite", f"{self.on_nonfinite!r} is not one of stop, skip")
 

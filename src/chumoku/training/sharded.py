@@ -85,7 +85,7 @@ class Sharded(Processes):
     ) -> Mapping[str, Tensor]:
         return _Placed(like, values, self.rank, self.size)
 
-    def save(self, folder: Path, snapshot: Snapshot, *, keep: int) -> None:
+    def save(self, folder: Path, snapshot: Snapshot, *, keep: int | None) -> None:
         pieces = {
             file: {name: piece_of(value, self.rank, self.size) for name, value in named.items()}
             for file, named in snapshot.tensors.items()

@@ -48,8 +48,8 @@ def name_of(step: int) -> str:
     return f"step-{step:08}"
 
 
-def write_snapshot(folder: Path, snapshot: Snapshot, *, keep: int) -> Path:
-    """Write `folder/step-…`, then drop all but the last `keep`.
+def write_snapshot(folder: Path, snapshot: Snapshot, *, keep: int | None) -> Path:
+    """Write `folder/step-…`, then drop all but the last `keep` (None: drop none).
 
     Raises ResourceError where the disk is full, CheckpointError where nothing can be written or a
     value is not finite; whatever lay there before is then untouched.
@@ -165,13 +165,27 @@ def snapshots(folder: Path) -> list[Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes left half-made."""
+    """Remove what killed processes left half-made.
+
+    A whole snapshot that only lacks its name gets it: while a step is replaced there is no other.
+    """
     for path in folder.glob(f"{_TEMPORARY}*"):
-        shutil.rmtree(path, ignore_errors=True)
+        try:
+            target = folder / name_of(read_snapshot(path).step)
+        except ChumokuError:
+            shutil.rmtree(path, ignore_errors=True)
+            continue
+        if target.exists():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.rename(target)
 
 
 def _put_in_place(temporary: Path, target: Path) -> None:
-    """Rename. A step that is written again replaces a damaged snapshot, or one like itself."""
+    """Rename; what lies there, a damaged snapshot or one of the same step, is replaced.
+
+    After a kill between the two renames `sweep` finds both whole, and gives one of them its name.
+    """
     if not target.exists():
         temporary.rename(target)
         return
@@ -181,13 +195,21 @@ def _put_in_place(temporary: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Drop all snapshots of a folder but the last `keep`."""
-    for path in snapshots(folder)[:-keep]:
-        doomed = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
-        with contextlib.suppress(OSError):  # an old snapshot too many is no reason to stop
-            path.rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+def prune(folder: Path, keep: int | None) -> None:
+    """Drop all snapshots of a folder but the last `keep`; None: none."""
+    for path in snapshots(folder)[: -keep if keep else 0]:
+        remove(path)
+
+
+def remove(path: Path) -> None:
+    """Drop a snapshot; no moment at which half of one lies under its name."""
+    doomed = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
+    with contextlib.suppress(OSError):  # an old snapshot too many is no reason to stop
+        path.rename(doomed)
+        (doomed / MANIFEST).unlink(
+            missing_ok=True
+        )  # else sweep would take it for one that was lost
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def refuse_non_finite(file: str, tensors: Mapping[str, Tensor]) -> None:

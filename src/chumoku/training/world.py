@@ -57,7 +57,7 @@ class World(Protocol):
         """Whole tensors as this process holds those of the same names in `like`."""
         ...
 
-    def save(self, folder: Path, snapshot: Snapshot, *, keep: int) -> None:
+    def save(self, folder: Path, snapshot: Snapshot, *, keep: int | None) -> None:
         """`write_snapshot` once for all; where it fails in one process it fails in all."""
         ...
 
@@ -105,7 +105,7 @@ class Alone:
     ) -> Mapping[str, Tensor]:
         return values
 
-    def save(self, folder: Path, snapshot: Snapshot, *, keep: int) -> None:
+    def save(self, folder: Path, snapshot: Snapshot, *, keep: int | None) -> None:
         write_snapshot(folder, snapshot, keep=keep)
 
     def sum(self, values: Tensor) -> Tensor:

@@ -186,3 +186,10 @@ def test_the_answer_is_learned_and_given() -> None:
     task = chat.task(known, [SINGLE], evaluation=[SINGLE])
     assert task.sample is not None
     assert task.sample(loaded.model) == "the cat? -> a 猫."
+
+
+@pytest.mark.parametrize("answer", [{}, {"content": None}, {"content": 3}])
+def test_an_answer_without_content_is_never_learnt_as_none(answer: dict[str, Any]) -> None:
+    row = {"messages": [SINGLE[0], {"role": "assistant"} | answer]}
+    with pytest.raises(InputError, match="row 0 has no list of messages with role and content"):
+        chat.checked_messages([row])

@@ -189,16 +189,40 @@ def test_labels_are_sorted_by_value_or_by_letter() -> None:
     assert labels_of([{"label": 2.5}]) == ("score",)
 
 
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        (["0.5", "1.5", "2"], "regression"),
+        ([0.5, 2.0, None], "regression"),
+        ([1.0, 2, 3], "single"),
+        (["1.0", "2.0"], "single"),
+        (["1.5", "2.x"], "single"),
+        (["nan", "0.5"], "single"),
+    ],
+)
+def test_numbers_with_a_fraction_are_scores_however_stored(values: Any, problem: str) -> None:
+    assert classification.problem_of([{"label": value} for value in values]) == problem
+
+
+def test_labels_that_nothing_can_be_learnt_from() -> None:
+    with pytest.raises(InputError, match="all 2 rows have the one label 'a'"):
+        labels_of([{"label": "a"}, {"label": "a"}])
+    with pytest.raises(InputError, match="the label of row 1 is empty"):
+        labels_of([{"label": "a"}, {"label": " "}, {"label": "b"}])
+    with pytest.raises(InputError, match="'nan' of row 0 is not a number"):
+        classification.target_of({"label": "nan"}, 0, ("score",), "regression", None)
+
+
 def test_a_label_outside_the_head_is_named_with_its_row() -> None:
     rows = [*ROWS, {"text": "the cat", "label": "terrible"}]
     with pytest.raises(InputError, match=r"'terrible' of row 3 is none of .*: bad, good, odd"):
         task(loaded_of(), rows)
     with pytest.raises(InputError, match="label True"):
         task(loaded_of(), [{"text": "a", "label": True}])
-    assert text_rows.number_of(2, ("bad", "good", "odd"), 0) == 2
-    assert text_rows.number_of(2, ("2", "1", "0"), 0) == 0  # the name wins
+    assert text_rows.number_of(2, ("bad", "good", "odd"), "row 0") == 2
+    assert text_rows.number_of(2, ("2", "1", "0"), "row 0") == 0  # the name wins
     with pytest.raises(InputError, match="label 3"):
-        text_rows.number_of(3, ("bad", "good", "odd"), 0)
+        text_rows.number_of(3, ("bad", "good", "odd"), "row 0")
 
 
 @pytest.mark.parametrize(

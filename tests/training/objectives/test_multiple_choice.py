@@ -110,7 +110,10 @@ def test_scores_are_the_verbs() -> None:
         ({"text": "a", "choices": ["b"], "label": 0}, "row 0 has 1 choices"),
         ({"text": "a", "choices": ["b", None], "label": 0}, "row 0 has 1 choices"),
         ({"text": "a", "choices": "bc", "label": 0}, "no list"),
-        ({"text": "a", "choices": ["b", 3], "label": 0}, "'choice' of row 0 is not a text but int"),
+        (
+            {"text": "a", "choices": ["b", 3], "label": 0},
+            "a choice of row 0 is no text, or empty: 3",
+        ),
         ({"text": "a", "choices": ["b", "c"], "label": 2}, "2 of row 0 is none of its 2 choices"),
         ({"text": "a", "choices": ["b", "c"], "label": -1}, "none of its 2 choices"),
         ({"text": "a", "choices": ["b", "c"]}, "row 0 has no 'label'"),

@@ -281,3 +281,8 @@ def test_metrics_by_form() -> None:
     cosines = np.diag(similarity([r["text"] for r in PAIRS], [r["pair"] for r in PAIRS], loaded))
     assert found["pearson"] == pytest.approx(np.corrcoef(cosines, [1.0, 0.5, 0.0])[0, 1], abs=1e-4)
     assert made.metric == "spearman"
+
+
+def test_scores_beyond_a_cosine_name_the_option() -> None:
+    with pytest.raises(ConfigError, match=r"(?s)score 5 of row 0.*--task\.highest_score"):
+        task(loaded_of(), SCORED)

@@ -255,6 +255,11 @@ def test_an_evaluation_reads_windows_as_the_verb_does() -> None:
     assert found["accuracy"] == pytest.approx(right / 75)
 
 
+def test_entities_as_stockmark_publishes_them() -> None:
+    row = {"text": "太郎は東京都へ", "entities": [{"name": "太郎", "span": [0, 2], "type": "PER"}]}
+    assert labelled(row, 0) == labelled(row | {"entities": [entity(0, 2, "PER")]}, 0)
+
+
 # ---- bad input ----
 
 
@@ -266,6 +271,7 @@ def test_an_evaluation_reads_windows_as_the_verb_does() -> None:
         ({"words": ["a"], "tags": ["B-ORG"]}, "'B-ORG' of row 0 is none of the model's: O, B-LOC"),
         ({"text": "abc"}, "row 0 has no 'entities'"),
         ({"text": "abc", "entities": [{"start": 0}]}, "not {start, end, type}"),
+        ({"text": "abc", "entities": [{"span": [0], "type": "PER"}]}, "not {start, end, type}"),
         ({"text": "abc", "entities": [entity(2, 4, "PER")]}, "not in its 3 characters"),
         ({"text": "abc", "entities": [entity(2, 2, "PER")]}, "2 to 2 of row 0"),
         (

@@ -20,7 +20,7 @@ from chumoku.training.data.detokenising import DETOKENISERS
 from chumoku.training.data.formats import Found
 from chumoku.training.data.json_rows import read_contexts, read_json, read_jsonl
 from chumoku.training.data.tables import (
-    Located,
+    FileRow,
     Reject,
     Table,
     check_columns,
@@ -104,7 +104,9 @@ def read_rows(
     rows = table.rows if limit is None else _first(table.rows, limit)
     if not len(rows):
         raise InputError("there are no rows", where=", ".join(names))
-    return Table(rows, table.rejects, table.encoding, ", ".join(names), dict(columns or {}))
+    found = len(table.rows) + len(table.rejects)
+    source = ", ".join(names)
+    return Table(rows, table.rejects, table.encodings, source, dict(columns or {}), found)
 
 
 def files_of(name: str) -> list[str]:
@@ -161,7 +163,7 @@ def _from_text(path: Path, format: str, encoding: str | None, columns: Mapping[s
     # Where neither is in the file, no value can hold damage, and none is searched for it.
     suspect = "\0" in text or "\\u" in text or SURROGATE.search(text) is not None
     name = str(path)
-    rows: list[Located] = []
+    rows: list[FileRow] = []
     rejects: list[Reject] = []
     seen: dict[str, None] = {}
     try:
@@ -175,7 +177,7 @@ def _from_text(path: Path, format: str, encoding: str | None, columns: Mapping[s
             if fault is None and suspect:
                 fault = _damage_in(found, encoding)
             if fault is None:
-                rows.append(Located(name, line, renamed(found, columns)))
+                rows.append(FileRow(renamed(found, columns), name, line))
             else:
                 rejects.append(Reject(name, line, fault))
     except ValueError as error:
@@ -183,7 +185,7 @@ def _from_text(path: Path, format: str, encoding: str | None, columns: Mapping[s
     check_columns(columns, list(seen), name)
     good, odd = of_one_kind(rows)
     ordered = sorted([*rejects, *odd], key=lambda reject: reject.line)
-    return Table([row.record for row in good], tuple(ordered), encoding)
+    return Table(good, tuple(ordered), {name: encoding})
 
 
 def _damage_in(value: Any, encoding: str) -> str | None:
@@ -209,10 +211,10 @@ def _parallel(names: list[str], encoding: str | None, detokenise: Sequence[str])
     cleaners = [DETOKENISERS[name] for name in detokenise] or [str.strip, str.strip]
     rows: list[dict[str, str]] = []
     rejects: list[Reject] = []
-    encodings: set[str] = set()
+    encodings: dict[str, str] = {}
     for pair in zip(names[::2], names[1::2], strict=True):
         texts = [decoded(Path(name), encoding) for name in pair]
-        encodings |= {text.encoding for text in texts}
+        encodings |= {n: text.encoding for n, text in zip(pair, texts, strict=True)}
         sides = [[line for _, line in lines_of(text.text)] for text in texts]
         if len(sides[0]) != len(sides[1]):
             raise InputError(
@@ -227,7 +229,7 @@ def _parallel(names: list[str], encoding: str | None, detokenise: Sequence[str])
                 continue
             source, target = (clean(t.strip()) for clean, t in zip(cleaners, both, strict=True))
             rows.append({"source": source, "target": target})
-    return Table(rows, tuple(rejects), "/".join(sorted(encodings)))
+    return Table(rows, tuple(rejects), encodings)
 
 
 def _fault_of_side(line: str, encoding: str) -> str | None:
@@ -240,7 +242,7 @@ def _joined(tables: list[Table]) -> Table:
     if len(tables) == 1:
         return tables[0]
     rejects = tuple(reject for table in tables for reject in table.rejects)
-    encodings = "/".join(sorted({table.encoding for table in tables if table.encoding}))
+    encodings = {name: own for table in tables for name, own in table.encodings.items()}
     if all(hasattr(table.rows, "features") for table in tables):  # stays on the disk
         joined = hub.datasets_library().concatenate_datasets([table.rows for table in tables])
         return Table(joined, rejects, encodings)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from chumoku.errors import InputError
 
@@ -24,25 +24,39 @@ class Reject:
 
 @dataclass(frozen=True)
 class Table:
-    """rows: mappings by column. encoding: of the text files, "" where there are none.
+    """rows: mappings by column. encodings: of each text file.
 
-    Every row that was found is either in `rows` or in `rejects`. source: what was read. columns:
-    our name -> the file's, as they were asked for.
+    Every row that was found is either in `rows` or in `rejects`, unless a limit has cut `rows`.
+    source: what was read. columns: our name -> the file's, as they were asked for. found: how many
+    rows there were, good and bad, before a limit.
     """
 
     rows: Sequence[Mapping[str, Any]]
     rejects: tuple[Reject, ...] = ()
-    encoding: str = ""
+    encodings: Mapping[str, str] = field(default_factory=dict)
     source: str = ""
     columns: Mapping[str, str] = field(default_factory=dict)
+    found: int = 0
+
+    @property
+    def encoding(self) -> str:
+        """Of all text files; "" where there are none."""
+        return "/".join(sorted(set(self.encodings.values())))
 
 
-class Located(NamedTuple):
-    """A record, and where it begins."""
+class FileRow(dict[str, Any]):
+    """A row that knows where it begins, so that a fault found later can say so."""
 
-    file: str
-    line: int
-    record: dict[str, Any]
+    __slots__ = ("file", "line")
+
+    def __init__(self, record: Mapping[str, Any], file: str, line: int) -> None:
+        super().__init__(record)
+        self.file, self.line = file, line
+
+
+def where_of(row: Any, number: int) -> str:
+    """For messages: "train.csv:101", or "row 9" where the file is not known."""
+    return f"{row.file}:{row.line}" if isinstance(row, FileRow) else f"row {number}"
 
 
 def renamed(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
@@ -74,27 +88,51 @@ def check_rejects(bad: Sequence[Reject], good: int, share: float, shown: int = 5
     )
 
 
-def of_one_kind(rows: Sequence[Located]) -> tuple[list[Located], list[Reject]]:
+def usable(table: Table, check: Callable[[Mapping[str, Any], int], object], share: float) -> Table:
+    """The table without the rows for which `check` raises InputError; they become rejects.
+
+    Rows that stay on the disk, as the hub's do, are left as they are. Raises InputError where more
+    than a share of all rows is then rejected.
+    """
+    good: list[FileRow] = []
+    bad: list[Reject] = []
+    for number, row in enumerate(table.rows):
+        if not isinstance(row, FileRow):
+            return table
+        try:
+            check(row, number)
+            good.append(row)
+        except InputError as error:
+            reason = error.what.replace(where_of(row, number), "the row")
+            bad.append(Reject(row.file, row.line, reason))
+    rejects = sorted([*table.rejects, *bad], key=lambda reject: (reject.file, reject.line))
+    check_rejects(rejects, table.found - len(rejects), share)
+    if not good:
+        raise InputError("there are no rows that can be used", where=table.source)
+    return replace(table, rows=good, rejects=tuple(rejects))
+
+
+def of_one_kind(rows: Sequence[FileRow]) -> tuple[list[FileRow], list[Reject]]:
     """Rows whose values are of the kind that most have in that column; others are rejected.
 
     A missing value is of every kind; whole and other numbers are one.
     """
     kinds: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for row in rows:
-        for name, value in row.record.items():
+        for name, value in row.items():
             if value is not None:
                 kinds[name][_kind(value)] += 1
     usual = {name: kind.most_common(1)[0][0] for name, kind in kinds.items() if len(kind) > 1}
     if not usual:
         return list(rows), []
-    good: list[Located] = []
+    good: list[FileRow] = []
     bad: list[Reject] = []
     for row in rows:
-        odd = next((name for name in usual if _is_odd(row.record.get(name), usual[name])), None)
+        odd = next((name for name in usual if _is_odd(row.get(name), usual[name])), None)
         if odd is None:
             good.append(row)
         else:
-            kind = _kind(row.record[odd])
+            kind = _kind(row[odd])
             reason = f"{odd!r} is {kind}, in most rows {usual[odd]}"
             bad.append(Reject(row.file, row.line, reason))
     return good, bad

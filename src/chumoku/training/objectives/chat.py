@@ -26,6 +26,7 @@ from chumoku.tasks.generation import effective
 from chumoku.text import marked
 from chumoku.text.chat import encode_marked, render_chat
 from chumoku.text.encoding import Tokenizer
+from chumoku.training.data.tables import where_of
 from chumoku.training.objectives import causal_lm, encoded
 from chumoku.training.objectives.causal_lm import Row
 from chumoku.training.objectives.encoded import Progress
@@ -191,20 +192,32 @@ class Rows:
 
 
 def checked_messages(rows: Sequence[Any]) -> list[Sequence[Message]]:
-    """Lists of {"role", "content"}, from such lists and from rows with "messages".
+    """Lists of {"role", "content"}, both texts, from such lists and from rows with "messages".
 
     Raises InputError.
     """
-    found = []
-    for number, row in enumerate(rows):
-        messages = encoded.field_of(row, "messages")
-        fits = isinstance(messages, list | tuple) and all(
-            isinstance(m, Mapping) and isinstance(m.get("role"), str) for m in messages
+    return [messages_of(row, number) for number, row in enumerate(rows)]
+
+
+def messages_of(row: Any, number: int) -> Sequence[Message]:
+    """A row's messages. Raises InputError: a template would write None for absent content."""
+    messages = encoded.field_of(row, "messages")
+    fits = isinstance(messages, list | tuple) and all(
+        isinstance(m, Mapping) and all(isinstance(m.get(k), str) for k in ("role", "content"))
+        for m in messages
+    )
+    if not fits:
+        raise InputError(
+            f"{where_of(row, number)} has no list of messages with role and content",
+            where="messages",
+            advice="both are texts; leave out messages without content",
         )
-        if not fits:
-            raise InputError(f"row {number} has no list of messages with role and content")
-        found.append(messages)
-    return found
+    return messages  # type: ignore[no-any-return]
+
+
+def check_row(row: Any, number: int) -> None:
+    """Raises InputError for a row that cannot be learnt from."""
+    messages_of(row, number)
 
 
 def rows_of(

@@ -9,6 +9,7 @@ Shape letters: B batch (rows), T position, C classes.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from chumoku.errors import ConfigError, InputError
 from chumoku.layers.ops import wide
 from chumoku.loading import Loaded
+from chumoku.training.data.tables import where_of
 from chumoku.training.objectives import encoded
 from chumoku.training.objectives.encoded import Progress
 from chumoku.training.objectives.masked_lm import check_head
@@ -162,8 +164,8 @@ def problem_of(
 ) -> str:
     """One of PROBLEMS: as asked, as the model's problem_type says, else as the rows look.
 
-    Lists of labels are "multi"; numbers with a fraction, or a head of one class, "regression".
-    Raises ConfigError for an unknown one.
+    Lists of labels are "multi"; numbers of which some have a fraction, also where they are stored
+    as texts, or a head of one class, "regression". Raises ConfigError for an unknown one.
     """
     if problem != "auto":
         if problem not in PROBLEMS:
@@ -173,25 +175,62 @@ def problem_of(
     for name, published in PROBLEMS.items():
         if stored == published:
             return name
-    values = [row.get("label") for row in rows]
+    values = [value for row in rows if (value := row.get("label")) not in (None, "")]
     if any(isinstance(value, list | tuple | set) for value in values):
         return "multi"
-    if len(labels) == 1 or any(isinstance(value, float) for value in values):
-        return "regression"
-    return "single"
+    numbers = [as_number(value) for value in values]
+    scores = None not in numbers and not all(n is None or n.is_integer() for n in numbers)
+    return "regression" if scores or len(labels) == 1 else "single"
+
+
+def as_number(label: Any) -> float | None:
+    """A label as a finite number; None: it is none."""
+    try:
+        number = float(label)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def class_of(row: Row, number: int) -> Any:
+    """A row's one label. Raises InputError where it is absent or empty."""
+    label = value_of(row, "label", number)
+    if not name_of(label):
+        raise InputError(f"the label of {where_of(row, number)} is empty", where="label")
+    return label
+
+
+def check_row(
+    row: Row, number: int, *, problem: str = "auto", separator: str | None = None
+) -> None:
+    """Raises InputError for a row that cannot be learnt from. No label at all is one of "multi"."""
+    string_of(row, "text", number)
+    if row.get("pair") is not None:
+        string_of(row, "pair", number)
+    (value_of(row, "label", number) if problem == "multi" or separator else class_of(row, number))
 
 
 def labels_of(
     rows: Sequence[Row], *, problem: str = "auto", separator: str | None = None
 ) -> tuple[str, ...]:
-    """The names for a new head: those in the rows, sorted; "score" for a regression."""
+    """The names for a new head: those in the rows, sorted; "score" for a regression.
+
+    Raises InputError where all rows have the same single label.
+    """
     problem = problem_of(checked_rows(rows), (), problem)
     if problem == "regression":
         return ("score",)
-    values = [value_of(row, "label", number) for number, row in enumerate(rows)]
     if problem == "multi":
+        values = [value_of(row, "label", number) for number, row in enumerate(rows)]
         return sorted_names(name for value in values for name in split(value, separator))
-    return sorted_names(name_of(value) for value in values)
+    names = sorted_names([name_of(class_of(row, number)) for number, row in enumerate(rows)])
+    if len(names) == 1:
+        raise InputError(
+            f"all {len(rows)} rows have the one label {names[0]!r}: there is nothing to tell apart",
+            where="label",
+            advice="add rows of other classes, or see that [data] columns names the right column",
+        )
+    return names
 
 
 def described(loaded: Loaded, problem: str) -> Loaded:
@@ -204,16 +243,17 @@ def target_of(
     row: Row, number: int, labels: Sequence[str], problem: str, separator: str | None
 ) -> Any:
     """What the loss compares with. Raises InputError for a label that the head does not have."""
-    label = value_of(row, "label", number)
+    where = where_of(row, number)
     if problem == "single":
-        return number_of(label, labels, number)
+        return number_of(class_of(row, number), labels, where)
+    label = value_of(row, "label", number)
     if problem == "multi":
-        own = {number_of(name, labels, number) for name in split(label, separator)}
+        own = {number_of(name, labels, where) for name in split(label, separator)}
         return [float(c in own) for c in range(len(labels))]
-    try:
-        return float(label)
-    except (TypeError, ValueError):
-        raise InputError(f"the label {label!r} of row {number} is not a number") from None
+    score = as_number(label)
+    if score is None:
+        raise InputError(f"the label {label!r} of {where} is not a number", where="label")
+    return score
 
 
 def weights_of(

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from chumoku.errors import ConfigError, InputError
 from chumoku.images import ImagePreparation, Picture
 from chumoku.loading import Loaded
+from chumoku.training.data.tables import where_of
 from chumoku.training.objectives.classification import (
     LOWER,
     Answers,
@@ -275,7 +276,7 @@ def _read(
         if isinstance(picture, str | os.PathLike) and not os.path.isfile(picture):
             raise InputError(f"row {number}: there is no such picture", where=picture)
         pictures.append(picture)
-        targets.append(number_of(value_of(row, "label", number), labels, number))
+        targets.append(number_of(value_of(row, "label", number), labels, where_of(row, number)))
     return pictures, targets
 
 

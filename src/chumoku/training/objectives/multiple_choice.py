@@ -21,6 +21,7 @@ from chumoku.errors import InputError
 from chumoku.layers.attention import Batch
 from chumoku.layers.ops import wide
 from chumoku.loading import Loaded
+from chumoku.training.data.tables import where_of
 from chumoku.training.objectives import encoded
 from chumoku.training.objectives.encoded import Progress
 from chumoku.training.objectives.masked_lm import check_head
@@ -115,16 +116,22 @@ def choices_of(row: Row, number: int) -> list[str]:
         while (name := next(names)) in row:
             given.append(row[name])
     if isinstance(given, str) or not isinstance(given, Sequence):
-        raise InputError(f"the choices of row {number} are no list", where="choices")
+        raise InputError(f"the choices of {where_of(row, number)} are no list", where="choices")
     while given and given[-1] in (None, ""):
         given = given[:-1]
     if len(given) < 2:
         raise InputError(
-            f"row {number} has {len(given)} choices",
+            f"{where_of(row, number)} has {len(given)} choices",
             where="choices",
             advice='two at least: a list "choices", or columns "choice0", "choice1", …',
         )
-    return [string_of({"choice": choice}, "choice", number) for choice in given]
+    for choice in given:
+        if not isinstance(choice, str) or not choice.strip():
+            raise InputError(
+                f"a choice of {where_of(row, number)} is no text, or empty: {choice!r:.60}",
+                where="choices",
+            )
+    return list(given)
 
 
 def target_of(row: Row, number: int, choices: Sequence[str]) -> int:
@@ -136,10 +143,16 @@ def target_of(row: Row, number: int, choices: Sequence[str]) -> int:
     if label in choices:
         return choices.index(label)
     raise InputError(
-        f"the label {label!r:.60} of row {number} is none of its {len(choices)} choices",
+        f"the label {label!r:.60} of {where_of(row, number)} is none of its {len(choices)} choices",
         where="label",
         advice=f"give the choice itself, or its place: 0 to {len(choices) - 1}",
     )
+
+
+def check_row(row: Row, number: int) -> None:
+    """Raises InputError for a row that cannot be learnt from."""
+    string_of(row, "text", number)
+    target_of(row, number, choices_of(row, number))
 
 
 # ---- the task ----

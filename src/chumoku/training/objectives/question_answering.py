@@ -26,6 +26,7 @@ from chumoku.loading import Loaded
 from chumoku.tasks import questions
 from chumoku.tasks.windows import cut, windows
 from chumoku.text.encoding import Encoding, Tokenizer
+from chumoku.training.data.tables import where_of
 from chumoku.training.objectives import encoded
 from chumoku.training.objectives.encoded import Progress
 from chumoku.training.objectives.masked_lm import check_head
@@ -79,7 +80,7 @@ class Question:
 def question_of(row: Row, number: int) -> Question:
     """A row in SQuAD's form. Raises InputError where an answer is not where it is said to be."""
     question, context = (string_of(row, name, number) for name in ("question", "context"))
-    found = value_of(row, "answers", number)
+    found, where = value_of(row, "answers", number), where_of(row, number)
     try:
         if isinstance(found, Sequence) and not isinstance(found, str):  # as in SQuAD's own files
             pairs = [(one["text"], one["answer_start"]) for one in found]
@@ -88,7 +89,7 @@ def question_of(row: Row, number: int) -> Question:
         answers = tuple(Gold(str(text), int(start)) for text, start in pairs)
     except (KeyError, TypeError, ValueError):
         raise InputError(
-            f"the answers of row {number} are {found!r:.80}",
+            f"the answers of {where} are {found!r:.80}",
             where="answers",
             advice='they should be {"text": [...], "answer_start": [...]}',
         ) from None
@@ -96,11 +97,16 @@ def question_of(row: Row, number: int) -> Question:
         if not text or context[start : start + len(text)] != text or start < 0:
             there = context[max(start, 0) : max(start, 0) + len(text)]
             raise InputError(
-                f"the answer {text!r:.60} of row {number} is not at {start}; {there!r:.60} is",
+                f"the answer {text!r:.60} of {where} is not at {start}; {there!r:.60} is",
                 where="answers",
                 advice="answer_start counts code points of the context, from 0",
             )
     return Question(question, context, answers)
+
+
+def check_row(row: Row, number: int) -> None:
+    """Raises InputError for a row that cannot be learnt from."""
+    question_of(row, number)
 
 
 # ---- windows ----

@@ -25,6 +25,7 @@ from chumoku.loading import Loaded
 from chumoku.tasks import embedding
 from chumoku.tasks.embedding import POOLINGS, pool
 from chumoku.text.encoding import Tokenizer
+from chumoku.training.data.tables import where_of
 from chumoku.training.objectives import encoded
 from chumoku.training.objectives.contrastive import (
     cosent_loss,
@@ -197,6 +198,12 @@ FORMS_OF: Final = {
 """The forms of rows that a loss can be computed of."""
 
 
+def check_row(row: Row, number: int) -> None:
+    """Raises InputError for a row that cannot be learnt from."""
+    for name in FORMS[form_of(row)]:
+        string_of(row, name, number)
+
+
 def form_of(row: Row) -> str:
     """pairs, scored or triplets, by a row's columns."""
     if row.get("anchor") is not None:
@@ -223,7 +230,7 @@ class Reader:
         for number, row in enumerate(encoded.reported(rows, progress, what)):
             if form_of(row) != form:
                 raise InputError(
-                    f"row {number} is of the form {form_of(row)}, row 0 of {form}",
+                    f"{where_of(row, number)} is of the form {form_of(row)}, row 0 of {form}",
                     advice="all rows: text and pair, with a score or without, or anchor, positive "
                     "and negative",
                 )
@@ -254,7 +261,7 @@ class Reader:
             return float(value_of(row, "score", number)) / self.highest
         except (TypeError, ValueError):
             raise InputError(
-                f"the score {row['score']!r} of row {number} is not a number"
+                f"the score {row['score']!r} of {where_of(row, number)} is not a number"
             ) from None
 
 
@@ -343,6 +350,8 @@ def task(
             f"the objective {objective!r} is of {' or '.join(FORMS_OF[objective])}, not of {form}",
             where="objective",
         )
+    if objective == "cosine":
+        _check_cosines(rows, examples)
     gather = partial(collate, pad=tokenizer.pad_id or 0)
     evaluate, default = None, "loss"
     if evaluation is not None:
@@ -367,6 +376,18 @@ def _check(objective: str, scale: float, highest_score: float) -> None:
     for name, value in (("scale", scale), ("highest_score", highest_score)):
         if not value > 0.0:
             raise ConfigError(f"must be above 0, it is {value}", where=name)
+
+
+def _check_cosines(rows: Sequence[Row], examples: Rows) -> None:
+    """No cosine can learn a score beyond 1: most often the highest one was not named."""
+    for number, example in enumerate(examples.examples):
+        if abs(example.score) > 1.0:
+            raise ConfigError(
+                f"the score {rows[number]['score']} of {where_of(rows[number], number)} is no "
+                "cosine, which lies between -1 and 1",
+                where="highest_score",
+                advice="name the highest that there can be, for STS: --task.highest_score=5",
+            )
 
 
 # ---- judging ----

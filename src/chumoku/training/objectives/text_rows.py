@@ -18,6 +18,7 @@ from chumoku.errors import ConfigError, InputError
 from chumoku.layers.attention import Batch
 from chumoku.tasks.common import take
 from chumoku.text.encoding import Encoding, Tokenizer
+from chumoku.training.data.tables import where_of
 from chumoku.training.objectives.vocabulary import stacked
 from chumoku.training.task import Examples, to_device
 
@@ -41,7 +42,7 @@ def value_of(row: Row, name: str, number: int) -> Any:
     value = row.get(name)
     if value is None:
         raise InputError(
-            f"row {number} has no {name!r}",
+            f"{where_of(row, number)} has no {name!r}",
             where=name,
             advice=f"its columns are {', '.join(map(str, row))}; data.columns can rename them",
         )
@@ -52,9 +53,11 @@ def string_of(row: Row, name: str, number: int) -> str:
     """A text that is not empty. Raises InputError."""
     value = value_of(row, name, number)
     if not isinstance(value, str):
-        raise InputError(f"{name!r} of row {number} is not a text but {type(value).__name__}")
+        raise InputError(
+            f"{name!r} of {where_of(row, number)} is not a text but {type(value).__name__}"
+        )
     if not value.strip():
-        raise InputError(f"{name!r} of row {number} is empty")
+        raise InputError(f"{name!r} of {where_of(row, number)} is empty")
     return value
 
 
@@ -76,10 +79,10 @@ def sorted_names(names: Iterator[str] | Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def number_of(label: Any, labels: Sequence[str], number: int) -> int:
+def number_of(label: Any, labels: Sequence[str], where: str) -> int:
     """Which class a row's label is: by name; a whole number that is no name is the class itself.
 
-    Raises InputError, with the row's number and the known labels, for another.
+    where: the row, see where_of(). Raises InputError, with the known labels, for another.
     """
     name = name_of(label)
     if name in labels:
@@ -89,7 +92,7 @@ def number_of(label: Any, labels: Sequence[str], number: int) -> int:
         return int(label)
     known = ", ".join(labels[:20]) + (", …" if len(labels) > 20 else "")
     raise InputError(
-        f"the label {label!r} of row {number} is none of the model's: {known}",
+        f"the label {label!r} of {where} is none of the model's: {known}",
         where="label",
         advice="make a head for these labels: load(…, new_head=True, labels=labels_of(rows))",
     )

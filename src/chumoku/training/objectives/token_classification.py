@@ -23,6 +23,7 @@ from chumoku.layers.ops import wide
 from chumoku.loading import Loaded
 from chumoku.tasks.windows import cut, windows
 from chumoku.text.encoding import Encoding, Tokenizer
+from chumoku.training.data.tables import where_of
 from chumoku.training.objectives import encoded
 from chumoku.training.objectives.encoded import Progress
 from chumoku.training.objectives.masked_lm import check_head
@@ -70,6 +71,11 @@ def token_loss(logits_BTC: Tensor, targets_BT: Tensor, weights_C: Tensor | None 
 
 
 # ---- labels ----
+
+
+def check_row(row: Row, number: int) -> None:
+    """Raises InputError for a row that cannot be learnt from."""
+    labelled(row, number)
 
 
 def labels_of(rows: Sequence[Row]) -> tuple[str, ...]:
@@ -142,7 +148,9 @@ class Reader:
             text = labelled(row, number, self.joiner)
             encoding = self.tokenizer.encode(text.text)
             aligned = align(encoding, text, self.subwords)
-            examples += self._windows(encoding, self._numbers(aligned, number), number)
+            examples += self._windows(
+                encoding, self._numbers(aligned, where_of(row, number)), number
+            )
             uneven, spans = uneven + aligned.uneven, spans + len(text.spans)
             if judged:
                 texts.append((text, encoding, aligned))
@@ -153,14 +161,14 @@ class Reader:
             notes.append(f"{len(rows)} texts are read in {len(examples)} windows")
         return Texts(examples, texts, notes)
 
-    def _numbers(self, aligned: Aligned, row: int) -> list[int]:
+    def _numbers(self, aligned: Aligned, where: str) -> list[int]:
         targets = []
         for target in aligned.targets_T:
             if isinstance(target, str):
                 # A head that has B- alone was trained to say it of every token.
                 if target.startswith("I-") and target not in self.labels:
                     target = f"B-{target[2:]}"
-                target = number_of(target, self.labels, row)
+                target = number_of(target, self.labels, where)
             targets.append(target)
         return targets
 
@@ -207,7 +215,8 @@ def task(
     progress: Progress | None = None,
 ) -> Task:
     """Learn a label for each token. Rows: words and tags (lists of one length, or texts with spaces
-    between), or text and entities (a list of {start, end, type}, in code points).
+    between), or text and entities (a list of {start, end, type}
+    or {span: [start, end], type}, in code points).
 
     max_length: most tokens of a window; neighbours share `stride`. subwords: "all" pieces of a word
     are labelled, as the verb `ner` reads them by default, or the "first" alone (its

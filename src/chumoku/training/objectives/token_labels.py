@@ -8,15 +8,16 @@ may cut words as it likes, and where it cuts across a label's border, that is co
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from chumoku.checkpoints.defaults import detect_language
 from chumoku.errors import InputError
 from chumoku.text.encoding import Encoding
+from chumoku.training.data.tables import where_of
 from chumoku.training.objectives.text_rows import Row, name_of, string_of, value_of
 from chumoku.training.task import IGNORED
 
@@ -55,14 +56,15 @@ def labelled(row: Row, number: int, joiner: str | None = None) -> Labelled:
     """
     if row.get("words") is None:
         return _of_entities(row, number)
+    where = where_of(row, number)
     words, tags = value_of(row, "words", number), value_of(row, "tags", number)
     if isinstance(words, str) and isinstance(tags, str):
         words, tags = words.split(), tags.split()
     if len(words) != len(tags):
-        raise InputError(f"row {number} has {len(words)} words and {len(tags)} tags", where="tags")
+        raise InputError(f"{where} has {len(words)} words and {len(tags)} tags", where="tags")
     words = [str(word) for word in words]
     if not any(word.strip() for word in words):
-        raise InputError(f"row {number} has no words", where="words")
+        raise InputError(f"{where} has no words", where="words")
     if joiner is None:
         joiner = "" if detect_language("".join(words)) == "ja" else " "
     spans, place = [], 0
@@ -74,19 +76,20 @@ def labelled(row: Row, number: int, joiner: str | None = None) -> Labelled:
 
 
 def _of_entities(row: Row, number: int) -> Labelled:
-    text = string_of(row, "text", number)
+    text, where = string_of(row, "text", number), where_of(row, number)
     spans = []
     for entity in value_of(row, "entities", number):
         try:
-            start, end, kind = int(entity["start"]), int(entity["end"]), str(entity["type"])
+            (start, end), kind = _ends_of(entity), str(entity["type"])
         except (KeyError, TypeError, ValueError):
             raise InputError(
-                f"an entity of row {number} is not {{start, end, type}} but {entity!r:.80}",
+                f"an entity of {where} is not {{start, end, type}} but {entity!r:.80}",
                 where="entities",
+                advice="start and end may also be given as span: [start, end]",
             ) from None
         if not 0 <= start < end <= len(text):
             raise InputError(
-                f"the entity {start} to {end} of row {number} is not in its {len(text)} characters",
+                f"the entity {start} to {end} of {where} is not in its {len(text)} characters",
                 where="entities",
                 advice="start and end count code points from 0; end is the first one behind it",
             )
@@ -95,11 +98,17 @@ def _of_entities(row: Row, number: int) -> Labelled:
     for one, other in pairwise(spans):
         if other.start < one.end:
             raise InputError(
-                f"two entities of row {number} overlap: {text[one.start : one.end]!r} and "
+                f"two entities of {where} overlap: {text[one.start : one.end]!r} and "
                 f"{text[other.start : other.end]!r}",
                 where="entities",
             )
     return Labelled(text, tuple(spans))
+
+
+def _ends_of(entity: Mapping[str, Any]) -> tuple[int, int]:
+    """By name, or as stockmark/ner-wikipedia-dataset has them: {"span": [start, end]}."""
+    start, end = entity["span"] if "span" in entity else (entity["start"], entity["end"])
+    return int(start), int(end)
 
 
 # ---- labels of tokens ----
