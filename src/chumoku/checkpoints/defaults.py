@@ -7,7 +7,8 @@ tested against the published implementation, the weights themselves were out of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
@@ -288,6 +289,11 @@ def default_model(verb: str, language: str = "en") -> DefaultModel:
 # Unicode blocks that only Japanese text uses (kana), and those it shares (Han, full width).
 _KANA = ((0x3041, 0x309F), (0x30A1, 0x30FA), (0x30FC, 0x30FF), (0x31F0, 0x31FF), (0xFF66, 0xFF9F))
 _SHARED = ((0x3001, 0x303F), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF))
+
+
+def written_in(texts: Sequence[str]) -> Language:
+    """The language of most texts, as `detect_language` sees each."""
+    return Counter(map(detect_language, texts)).most_common(1)[0][0]
 
 
 def _within(character: str, blocks: tuple[tuple[int, int], ...]) -> bool:

@@ -236,3 +236,17 @@ def test_training_until_the_rows_are_known(config: Any, monkeypatch: pytest.Monk
     assert [m["generated_text"] for m in made] == asked[-1][0]
     assert task.sample is not None
     assert task.sample(loaded.model) == "the cat sat -> a dog"
+
+
+def test_scores_cut_words_as_the_targets_are_written() -> None:
+    """Japanese has no spaces: with 13a a sentence is one word, and BLEU is 0 for the best too."""
+    loaded = chumoku.load("tiny:translator")
+    rows = [{"source": "My brother lives in Tokyo.", "target": "私の兄は東京に住んでいる。"}]
+    found = {}
+    for tokenize in ("auto", "13a"):
+        learned = seq2seq.task(loaded, rows, evaluation=rows, score="bleu", tokenize=tokenize)
+        assert learned.evaluate is not None
+        with torch.no_grad():
+            found[tokenize] = learned.evaluate(loaded.model)["bleu"]
+    assert found["auto"] == pytest.approx(100.0)
+    assert found["13a"] < 1.0

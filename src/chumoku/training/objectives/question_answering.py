@@ -9,7 +9,6 @@ Shape letters: B batch (windows), T position.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chumoku.checkpoints.defaults import detect_language
+from chumoku.checkpoints.defaults import written_in
 from chumoku.errors import ConfigError, InputError
 from chumoku.layers.ops import wide
 from chumoku.loading import Loaded
@@ -306,8 +305,7 @@ def evaluator(
 
     gold = [[one.text for one in question.answers] for question in held_out.asked]
     if language == "auto":
-        kinds = Counter(detect_language(question.context) for question in held_out.asked)
-        language = kinds.most_common(1)[0][0]
+        language = written_in([question.context for question in held_out.asked])
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         from chumoku.training import metrics

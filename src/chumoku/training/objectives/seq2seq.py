@@ -20,6 +20,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from chumoku.checkpoints.defaults import written_in
 from chumoku.errors import ConfigError, InputError
 from chumoku.generation.generate import generate
 from chumoku.generation.settings import Settings
@@ -227,8 +228,8 @@ def task(
     target_length: int | None = None,
     smoothing: float = 0.1,
     score: str | None = None,
-    tokenize: str = "13a",
-    language: str = "en",
+    tokenize: str = "auto",
+    language: str = "auto",
     score_limit: int | None = None,
     num_beams: int = 4,
     length_penalty: float = 1.0,
@@ -244,7 +245,8 @@ def task(
     takes); longer ones are cut, and `examples.notes` says how many. smoothing: eps. Evaluation
     gives loss (without smoothing), perplexity and accuracy of a token; with score "bleu" or "rouge"
     also sacrebleu's BLEU (with `tokenize`) or ROUGE (words of `language`) of what beam search makes
-    of the first `score_limit` sources. max_new_tokens: default: target_length. seed: not used,
+    of the first `score_limit` sources; "auto": as most targets are written, Japanese ("ja-mecab")
+    or not ("13a", "en"). max_new_tokens: default: target_length. seed: not used,
     nothing is drawn. Raises InputError, ConfigError.
     """
     check_head(loaded, ("conditional-generation",))
@@ -279,7 +281,12 @@ def task(
         decoder = Decoder(encoder, settings, evaluation_batch_size)
         scored = None
         if score is not None:
-            scored = Scorer(decoder, held_out[:score_limit], score, tokenize, language)
+            judged = held_out[:score_limit]
+            if language == "auto":
+                language = written_in([row.target for row in judged])
+            if tokenize == "auto":
+                tokenize = "ja-mecab" if language == "ja" else "13a"
+            scored = Scorer(decoder, judged, score, tokenize, language)
         pairs = encoder.pairs(held_out, progress)
         evaluate = evaluator(pairs, gather, evaluation_batch_size, scored)
         sample = partial(_sample, decoder=decoder, source=held_out[0].source)
