@@ -265,6 +265,30 @@ def test_seeds_are_summed_up(done: tuple[Outcome, Recipe], tmp_path: Path) -> No
     assert outcome.test["majority"] >= 0.5  # a real run says it too
 
 
+def test_a_seed_that_breaks_is_a_failed_one(done: tuple[Outcome, Recipe], tmp_path: Path) -> None:
+    """The others count; and a loss is not compared with an accuracy."""
+    outcome, recipe = done
+
+    def run(one: Recipe, folder: Path) -> Outcome:
+        if one.training.seed == 1:
+            raise TrainingError("step 3: loss nan")
+        test = {"loss": 0.9 - one.training.seed / 10, "majority": 0.5}
+        return replace(outcome, folder=folder, test=test, metric="loss", lower=True)
+
+    seeds = run_seeds(replace(recipe, training=replace(recipe.training, seed=0)), tmp_path, 3, run)
+    assert (seeds.best, seeds.failed, sorted(seeds.values)) == (2, (1,), [0, 2])
+    assert "loss nan" in json.loads((tmp_path / "seeds.json").read_text())["errors"]["1"]
+    with pytest.raises(TrainingError, match="nan"):
+        run_seeds(replace(recipe, training=replace(recipe.training, seed=1)), tmp_path, 1, run)
+
+
+def test_nothing_is_not_the_default() -> None:
+    with pytest.raises(ConfigError, match="epochs"):
+        recipe_of("classify", Wish("m", ("t",), epochs=0))
+    with pytest.raises(ConfigError, match="batch_size"):
+        recipe_of("classify", Wish("m", ("t",), batch_size=0))
+
+
 def test_a_wish_for_what_cannot_be_learnt() -> None:
     with pytest.raises(InputError, match="cannot be learnt"):
         recipe_of("dream", Wish("m", ("t",)))

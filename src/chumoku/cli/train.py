@@ -130,7 +130,7 @@ def finetune(
         freeze_blocks: do not train the embeddings and so many lowest blocks.
         mixout: probability of the pre-trained weight in each training step.
         patience: stop after so many evaluations without a better one.
-        seeds: train so many times; mean, deviation and failed runs are told, the best is kept.
+        seeds: train so many times, in OUTPUT/seed-N; mean, deviation, best and failed are told.
         seed: of everything that is drawn.
         dtype: float32 or bfloat16.
         device: auto (cuda, then mps, then cpu), cpu, cuda, mps.
@@ -172,11 +172,12 @@ def finetune(
     print(to_toml(recipe))
     if dry_run:
         return
+    result = output
     if seeds > 1:
-        _run_seeds(recipe, output, seeds, How(device, threads))
+        result = _run_seeds(recipe, output, seeds, How(device, threads))
     else:
         _tell(_train(recipe, output, How(device, threads)))
-    print("\nnow try:\n" + "\n".join(f"  {line}" for line in next_commands(what, output)))
+    print("\nnow try:\n" + "\n".join(f"  {line}" for line in next_commands(what, result)))
 
 
 def _train(recipe: Recipe, folder: Path, how: How) -> Outcome:
@@ -218,7 +219,8 @@ def _tell(outcome: Outcome) -> None:
     print(f"the model lies in {outcome.folder}; log, curve and recipe in {outcome.folder / 'run'}")
 
 
-def _run_seeds(recipe: Recipe, folder: Path, count: int, how: How) -> None:
+def _run_seeds(recipe: Recipe, folder: Path, count: int, how: How) -> Path:
+    """The folder of the best."""
     from chumoku.training.finetune import run_seeds
 
     def one(recipe: Recipe, place: Path) -> Outcome:
@@ -232,3 +234,4 @@ def _run_seeds(recipe: Recipe, folder: Path, count: int, how: How) -> None:
         f"best {seeds.values[seeds.best]:.4f} (seed {seeds.best}), "
         f"failed {len(seeds.failed)} {list(seeds.failed) or ''}"
     )
+    return folder / f"seed-{seeds.best}"

@@ -7,14 +7,15 @@ warm-up (1810.04805, appendix A.3); for adapters 2e-4 (2106.09685, appendix D).
 from __future__ import annotations
 
 import json
+import shlex
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from chumoku.checkpoints.ranges import write_json
-from chumoku.errors import InputError
+from chumoku.errors import InputError, TrainingError
 from chumoku.training.data.batching import Batching
 from chumoku.training.data.rows import read_rows
 from chumoku.training.optimisers import OptimiserSettings
@@ -28,6 +29,7 @@ from chumoku.training.recipe import (
 from chumoku.training.runner import Outcome
 from chumoku.training.schedules import ScheduleSettings
 from chumoku.training.settings import Settings
+from chumoku.training.signals import StoppedError
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Verb:
     epochs: float = 3.0
     batch_size: int = 32
 
+
+Number = TypeVar("Number", int, float)
 
 TEXT: Final = {"text_column": "text"}
 PAIR: Final = {"text_column": "text", "pair_column": "pair"}
@@ -103,7 +107,7 @@ def recipe_of(name: str, wish: Wish) -> Recipe:
         raise InputError(f"{name!r} cannot be learnt", advice=f"one of {', '.join(VERBS)}")
     verb = VERBS[name]
     adapted = wish.adapter != "none"
-    rate = wish.learning_rate or (ADAPTER_RATE if adapted else FULL_RATE)
+    rate = _given(wish.learning_rate, ADAPTER_RATE if adapted else FULL_RATE)
     length = {} if wish.max_length is None else _length(verb.kind, wish.max_length)
     return Recipe(
         about=About(title=f"finetune {name}"),
@@ -125,15 +129,20 @@ def recipe_of(name: str, wish: Wish) -> Recipe:
         task={"kind": verb.kind, **verb.options, **length, **wish.options},
         adapter=AdapterSection(kind=wish.adapter, rank=wish.rank, alpha=2.0 * wish.rank),
         training=Settings(
-            epochs=wish.epochs or verb.epochs,
+            epochs=_given(wish.epochs, verb.epochs),
             seed=wish.seed,
             dtype=wish.dtype,
             patience=wish.patience,
-            batching=Batching(batch_size=wish.batch_size or verb.batch_size),
+            batching=Batching(batch_size=_given(wish.batch_size, verb.batch_size)),
             optimiser=OptimiserSettings(learning_rate=rate, layer_decay=wish.layer_decay),
             schedule=ScheduleSettings(kind="linear", warmup_fraction=0.1),
         ),
     )
+
+
+def _given(value: Number | None, default: Number) -> Number:
+    """A 0 that was asked for goes on to the settings, which refuse it by name."""
+    return default if value is None else value
 
 
 def _length(kind: str, tokens: int) -> dict[str, int]:
@@ -176,10 +185,18 @@ def _columns(name: str, verb: Verb, given: Mapping[str, str]) -> dict[str, str]:
 
 
 def next_commands(name: str, folder: Path) -> list[str]:
-    """What to type to use the result."""
-    example = {"pair": ' "…" --pair "…"', "qa": ' "question" "context"', "image": " picture.png"}
-    chat = "" if name == "chat" else example.get(name, ' "…"')
-    return [f"chumoku {VERBS[name].verb}{chat} --model {folder}", f"chumoku models show {folder}"]
+    """What to type to use the result, with texts and pictures of one's own."""
+    example = {
+        "pair": ' "…" --pair "…"',
+        "qa": ' "question" "context"',
+        "multiple-choice": ' "question" "one answer" "another"',
+        "embed": ' "one text" "another"',
+        "image": " picture.png",
+        "chat": "",
+    }
+    place = shlex.quote(str(folder))
+    words = example.get(name, ' "…"')
+    return [f"chumoku {VERBS[name].verb}{words} --model {place}", f"chumoku models show {place}"]
 
 
 # ---- several seeds ----
@@ -187,8 +204,8 @@ def next_commands(name: str, folder: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Seeds:
-    """metric: its name. values: by seed. failed: seeds no better than the most frequent answer, or
-    that ended in an error. best: the seed whose model is kept."""
+    """metric: its name. values: by seed that came to its end. failed: seeds no better than the most
+    frequent answer, or whose training broke. best: the seed with the best value."""
 
     metric: str
     values: Mapping[int, float]
@@ -217,19 +234,28 @@ def run_seeds(
     section 3), where its metrics say what that gives ("majority").
     """
     values: dict[int, float] = {}
+    broken: dict[int, TrainingError] = {}
     metric, lower, baseline = "loss", True, None
     for seed in range(recipe.training.seed, recipe.training.seed + count):
         one = replace(recipe, training=replace(recipe.training, seed=seed))
-        outcome = run(one, folder / f"seed-{seed}")
+        try:
+            outcome = run(one, folder / f"seed-{seed}")
+        except StoppedError:
+            raise
+        except TrainingError as error:  # as where a loss is no number: what one seed may do
+            broken[seed] = error
+            continue
         metric, lower = outcome.metric, outcome.lower
         found = outcome.test or outcome.result.metrics
         values[seed] = found[metric]
         baseline = found.get("majority", baseline)
+    if not values:
+        raise next(iter(broken.values()))
     best = (min if lower else max)(values, key=lambda seed: values[seed])
-    failed: Sequence[int] = ()
-    if baseline is not None:
-        failed = [s for s, v in values.items() if (v >= baseline if lower else v <= baseline)]
-    seeds = Seeds(metric, values, tuple(failed), best)
+    failed = [*broken]
+    if baseline is not None and metric == "accuracy":  # what "majority" is a value of
+        failed += [seed for seed, value in values.items() if value <= baseline]
+    seeds = Seeds(metric, values, tuple(sorted(failed)), best)
     write_json(
         folder / "seeds.json",
         {
@@ -237,7 +263,8 @@ def run_seeds(
             "mean": seeds.mean,
             "deviation": seeds.deviation,
             "best_seed": best,
-            "failed": list(failed),
+            "failed": list(seeds.failed),
+            "errors": {str(seed): error.what for seed, error in broken.items()},
             "values": json.loads(json.dumps(values)),
         },
     )
