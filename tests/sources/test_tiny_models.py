@@ -58,3 +58,11 @@ def test_an_unknown_one_names_those_there_are() -> None:
         parse_source("tiny:nothing")
     with pytest.raises(SourceError):
         parse_source("tiny:../tiny/digits")
+
+
+def test_t5_knows_the_prefix_of_each_task() -> None:
+    text = "東海ラジオ放送は、愛知県名古屋市に本社を置くラジオ放送局である。"
+    (plain,) = chumoku.text2text("summarize: " + text, "tiny:t5")
+    (summary,) = chumoku.summarize(text, "tiny:t5")
+    assert summary["summary_text"] == plain["generated_text"]
+    assert summary != chumoku.summarize(text, "tiny:t5", prefix="")[0]
