@@ -164,7 +164,8 @@ def summarize(
     items, _ = common.many(text)
     loaded = common.ready(model, "summarize", items[0], lang)
     published = dict(_task_parameters(loaded).get("summarization") or {})
-    front = published.pop("prefix", "") if prefix is None else prefix
+    own = published.pop("prefix", "")
+    front = own if prefix is None else prefix
     answers = _prefixed(loaded, items, front, published, settings, batch_size)
     return [{"summary_text": answer.text or ""} for answer in answers]
 
