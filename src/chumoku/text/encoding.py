@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from chumoku.errors import InputError
+
 if TYPE_CHECKING:
     from chumoku.text.files import AddedToken
 
@@ -90,3 +92,25 @@ class TokenStream(Protocol):
     def flush(self) -> str:
         """What was held back."""
         ...
+
+
+def known_text(tokenizer: Tokenizer) -> str:
+    """A text that the tokenizer makes tokens of: the letter a, else the first that it decodes to.
+
+    A vocabulary of kana has no "a", and one without a token for the unknown refuses it.
+    Raises InputError where there is none.
+    """
+    if _makes_tokens(tokenizer, "a"):
+        return "a"
+    for index in range(tokenizer.vocab_size):
+        text = tokenizer.decode([index], skip_special=True)
+        if text.strip() and _makes_tokens(tokenizer, text):
+            return text
+    raise InputError("the tokenizer makes nothing of any of its own tokens")
+
+
+def _makes_tokens(tokenizer: Tokenizer, text: str) -> bool:
+    try:
+        return bool(tokenizer.encode_plain(text))
+    except InputError:
+        return False

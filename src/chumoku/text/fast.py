@@ -14,7 +14,7 @@ from chumoku.errors import InputError
 from chumoku.text import decoding
 from chumoku.text import engine as engines
 from chumoku.text.decoding import HoldAll, PieceOf, Stream
-from chumoku.text.encoding import Encoding
+from chumoku.text.encoding import Encoding, known_text
 from chumoku.text.files import ROLES, AddedToken
 
 
@@ -229,7 +229,7 @@ class FastTokenizer:
 
     def _framed(self, parts: list[Encoding], special: bool) -> Encoding:
         """The template around texts that are tokenised already."""
-        frame = self._read(self._run(self.engine, ["a"] * len(parts), special))
+        frame = self._read(self._run(self.engine, [known_text(self)] * len(parts), special))
         whole = Encoding([], [], [], [], [], [], [])
         done: set[int] = set()
         for place, number in enumerate(frame.sequences):

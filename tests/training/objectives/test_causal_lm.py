@@ -13,7 +13,8 @@ from training.objectives import tiny
 import chumoku
 from chumoku.errors import ConfigError, InputError
 from chumoku.models import gpt2, llama
-from chumoku.training.objectives import causal_lm
+from chumoku.text.training import TokenizerSettings, train_tokenizer
+from chumoku.training.objectives import causal_lm, encoded
 from chumoku.training.objectives.causal_lm import CausalBatch, Row, Stream, Windows
 from chumoku.training.task import IGNORED
 
@@ -285,3 +286,10 @@ def test_training_lowers_the_loss(order: str) -> None:
 def test_wrong_models_are_refused() -> None:
     with pytest.raises(InputError, match="causal-lm"):
         causal_lm.task(tiny.created(GPT2, "encoder", "gpt2"), tiny.ENGLISH)
+
+
+def test_a_frame_needs_no_letter_a() -> None:
+    kana = train_tokenizer(
+        ["ねこいぬ"], TokenizerSettings(kind="characters", vocab_size=9)
+    ).tokenizer
+    assert encoded.frame_of(kana) == encoded.frame_of(kana, pair=True) == ((), (), ())

@@ -14,7 +14,7 @@ from torch import Tensor
 from chumoku.errors import InputError
 from chumoku.loading import Loaded
 from chumoku.tasks import common
-from chumoku.text.encoding import Encoding, Tokenizer
+from chumoku.text.encoding import Encoding, Tokenizer, known_text
 
 Progress = Callable[[str, int, int], None]
 """(what is being done, done, in all)"""
@@ -44,11 +44,10 @@ class Frame(NamedTuple):
 
 
 def frame_of(tokenizer: Tokenizer, *, pair: bool = False) -> Frame:
-    """Read off an encoded letter: the template is the tokenizer's own."""
-    encoding = tokenizer.encode("a", "a" if pair else None)
+    """Read off an encoded text: the template is the tokenizer's own."""
+    text = known_text(tokenizer)
+    encoding = tokenizer.encode(text, text if pair else None, parse_special=False)
     own = [i for i, special in enumerate(encoding.special) if not special]
-    if not own:
-        raise InputError("the tokenizer makes nothing of the letter a")
     inside = [i for i in range(own[0], own[-1]) if encoding.special[i]]
     ids = encoding.ids
     return Frame(tuple(ids[: own[0]]), tuple(ids[i] for i in inside), tuple(ids[own[-1] + 1 :]))
