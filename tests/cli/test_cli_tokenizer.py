@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import os
 import shlex
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,6 +134,45 @@ def test_several_files_and_an_alphabet(run: Run, corpus: Path, tmp_path: Path) -
     assert same_files(tmp_path / "made", texts, vocab_size=300, alphabet="ßæø")
 
 
+@pytest.mark.parametrize("kind", ["wordpiece", "byte-bpe"])
+@pytest.mark.parametrize("encoding", ["cp932", "utf-16", "iso2022_jp", "euc_jp", "gz"])
+def test_other_encodings_are_read_as_training_data_is(
+    encoding: str, kind: str, run: Run, corpus: Path, tmp_path: Path
+) -> None:
+    text = corpus.read_text("utf-8")
+    other = tmp_path / ("other.txt.gz" if encoding == "gz" else "other.txt")
+    other.write_bytes(gzip.compress(text.encode()) if encoding == "gz" else text.encode(encoding))
+    words = ("--kind", kind, "--vocab-size", "320")
+    named = ("--encoding", "euc_jp") if encoding == "euc_jp" else ()
+    made = {}
+    for path, more in ((corpus, ()), (other, named)):
+        folder = tmp_path / f"made-{path.name}"
+        ran = run("tokenizer", "train", *words, *more, "--output", folder, path)
+        assert ran.code == 0, ran.err
+        made[path] = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert made[other] == made[corpus]
+
+
+def test_a_pipe_is_read_once(run: Run, corpus: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(corpus.read_bytes(),), daemon=True)
+    writer.start()
+    ran = run("tokenizer", "train", "--vocab-size", "300", "--output", tmp_path / "made", pipe)
+    assert ran.code == 0, ran.err
+    assert same_files(tmp_path / "made", LINES, vocab_size=300)
+
+
+def test_an_encoding_that_is_not_found_out(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "latin.txt"
+    path.write_bytes("Größe\n".encode("latin-1") * 9)
+    ran = run("tokenizer", "train", "--output", tmp_path / "made", path)
+    assert ran.code == 2
+    assert "--encoding" in ran.err
+    ran = run("tokenizer", "train", "--encoding", "cp932", "--output", tmp_path / "made", "-")
+    assert "stdin is read as UTF-8" in ran.err
+
+
 def test_a_marian_pair(run: Run, corpus: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.txt"
     corpus.write_text("\n".join(LINES[:2] * 4), "utf-8")
@@ -181,7 +223,8 @@ def test_bad_bytes_are_named(run: Run, corpus: Path, tmp_path: Path) -> None:
     bad.write_bytes("一行目\n".encode() + "二行目".encode("cp932") + b"\n")
     ran = run("tokenizer", "train", "--output", tmp_path / "made", corpus, bad)
     assert ran.code == 2
-    assert f"{bad}:2, byte 0" in ran.err
+    assert f"[{bad}:2]" in ran.err
+    assert "byte 0x93 is not utf-8" in ran.err
     assert not (tmp_path / "made").exists()
     ran = run("tokenizer", "train", "--output", tmp_path / "made", "-", stdin=b"ok\nx\xff\n")
     assert "stdin:2, byte 1" in ran.err

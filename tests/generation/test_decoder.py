@@ -166,7 +166,8 @@ def test_a_recorded_seed_makes_the_sequence_again() -> None:
     model = llama_pair().ours
     unseeded = dataclasses.replace(SAMPLED, seed=None)
     made = generate(model, [PROMPTS[1]] * 2, unseeded)
-    assert len({m.ids for m in made}) == 6
+    assert len({m.seed for m in made}) == 6
+    assert len({m.ids for m in made}) > 1  # not 6: two may end at once, with the same token
     for one in made:
         again = dataclasses.replace(SAMPLED, seed=one.seed, num_return_sequences=1)
         assert ids(model, [PROMPTS[1]], again) == [one.ids]

@@ -245,3 +245,18 @@ def test_a_missing_logits_bias_is_zero() -> None:
     pair.ours.head = None
     harness.compare(run.ours(pair.ours) + bias, with_bias, 1e-6)
     assert float(bias.abs().max()) > 0.1
+
+
+def test_a_new_marian_starts_with_its_padding() -> None:
+    raw = {"model_type": "marian", "vocab_size": 300, "pad_token_id": 7, "eos_token_id": 0}
+    assert transformer.read_config(raw).start_id == 7
+    assert transformer.read_config(raw | {"decoder_start_token_id": 3}).start_id == 3
+    assert transformer.read_config(raw | {"vocab_size": 58101}).start_id == 58100
+    for wrong, key in (
+        ({"decoder_start_token_id": 300}, "decoder_start_token_id"),
+        ({"model_type": "transformer", "decoder_start_token_id": 300}, "decoder_start_token_id"),
+        ({"pad_token_id": 300}, "pad_token_id"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            transformer.read_config(raw | wrong)
+        assert caught.value.where == key

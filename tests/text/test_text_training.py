@@ -31,6 +31,7 @@ from tokenizers import (
 
 from chumoku.errors import ChumokuError, ConfigError, DependencyError, InputError, ResourceError
 from chumoku.text import load_tokenizer
+from chumoku.text.encoding import known_text
 from chumoku.text.gguf_write import writable
 from chumoku.text.training import TokenizerSettings, Trained, train_tokenizer
 
@@ -397,6 +398,16 @@ def test_characters_are_the_characters() -> None:
         tokenizer.encode("猫")
     known = train_tokenizer([text], S("characters", 300, "gpt2")).tokenizer
     assert known.encode("猫").ids == [known.eos_id]
+
+
+def test_a_known_text_is_one_of_the_vocabulary() -> None:
+    kana = train_tokenizer(["ねこ \nいぬ"], S("characters", 300)).tokenizer
+    with pytest.raises(InputError):
+        kana.encode("a")
+    assert len(kana.encode(known_text(kana), special=False)) == 1
+    assert known_text(kana) in "ねこいぬ"
+    letters = train_tokenizer(["cab"], S("characters", 300)).tokenizer
+    assert known_text(letters) == "a"
 
 
 def test_limits_of_the_alphabet() -> None:

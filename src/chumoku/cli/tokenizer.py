@@ -52,13 +52,14 @@ def train(
     token: Many = None,
     target: Files = None,
     max_length: int | None = None,
+    encoding: str | None = None,
     overwrite: Flag = False,
 ) -> None:
     """Learn a vocabulary from text files; the folder loads here and in transformers.
 
     Args:
-        files: UTF-8 text, a text a line (byte-bpe and characters learn the line ends too);
-            - is stdin.
+        files: text, a text a line (byte-bpe and characters learn the line ends too), packed
+            where it ends in .gz; - is stdin, in UTF-8.
         output: the folder to write.
         kind: wordpiece, byte-bpe, bpe or unigram (SentencePiece), characters.
         vocab_size: ids in all, control tokens included.
@@ -76,6 +77,7 @@ def train(
         token: one more control token (may be repeated).
         target: marian: text files of the other language (may be repeated).
         max_length: tokens that the model takes.
+        encoding: of the files; by default found out: UTF-8, UTF-16, UTF-32, cp932, iso2022_jp.
         overwrite: replace a tokenizer that lies in the folder.
     """
     from chumoku.text.training import TokenizerSettings, files_in_the_way, train_tokenizer
@@ -103,8 +105,8 @@ def train(
     whole = kind in ("byte-bpe", "characters")
     sample: list[str] = []
     with progress_bar() as report:
-        source = _sampled(_texts(files, whole, report), sample)
-        other = _texts(target, whole, report) if target else None
+        source = _sampled(_texts(files, whole, report, encoding), sample)
+        other = _texts(target, whole, report, encoding) if target else None
         trained = train_tokenizer(source, settings, other)
     trained.save(output, overwrite=overwrite)
     for note in trained.notes:
@@ -134,15 +136,17 @@ def _sampled(texts: Iterator[str], sample: list[str]) -> Iterator[str]:
         yield text
 
 
-def _texts(files: Sequence[Path], whole: bool, report: Report) -> Iterator[str]:
+def _texts(
+    files: Sequence[Path], whole: bool, report: Report, encoding: str | None
+) -> Iterator[str]:
     """The lines of all files without their ends; whole: blocks of lines with \\n behind each.
 
-    Raises InputError with file, line and byte where a file is not UTF-8 or cannot be read.
+    Raises InputError with file, line and byte where a file cannot be read or decoded.
     """
     total = sum(_size(file) for file in files)
     done = 0
     for file in files:
-        lines = _lines(file)
+        lines = _lines(file, encoding)
         if whole:
             lines = _blocks(lines)
         for text, size in lines:
@@ -158,16 +162,40 @@ def _size(file: Path) -> int:
         raise InputError(f"cannot read the file: {error.strerror}", where=file) from error
 
 
-def _lines(file: Path) -> Iterator[tuple[str, int]]:
-    """(line, bytes), decoded; a byte order mark is no text, and \\r\\n is \\n."""
+def _lines(file: Path, encoding: str | None) -> Iterator[tuple[str, int]]:
+    """(line, bytes), decoded; a byte order mark is no text, and \\r\\n is \\n.
+
+    Plain UTF-8 goes by line by line; what has to be unpacked or recoded is taken in as a whole.
+    """
+    from chumoku.training.data.decoding import is_utf8
+
     if str(file) == "-":
+        if encoding not in (None, "utf-8"):
+            raise InputError("stdin is read as UTF-8", advice="give the file's name, not -")
         yield from _decoded(sys.stdin.buffer, "stdin")
         return
     try:
-        with file.open("rb") as stream:
-            yield from _decoded(stream, str(file))
+        # A pipe can be read only once.
+        if encoding is None and (not file.is_file() or is_utf8(file)):
+            with file.open("rb") as stream:
+                yield from _decoded(stream, str(file))
+            return
     except OSError as error:
         raise InputError(f"cannot read the file: {error.strerror}", where=file) from error
+    yield from _recoded(file, encoding)
+
+
+def _recoded(file: Path, encoding: str | None) -> Iterator[tuple[str, int]]:
+    """The lines of a file that is decoded as training data is; bytes: its share of the file."""
+    from chumoku.training.data.decoding import damage, decoded, lines_of
+
+    text, encoding = decoded(file, encoding)
+    share = _size(file) / max(1, len(text))
+    for number, line in lines_of(text):
+        fault = damage(line, encoding)
+        if fault is not None:
+            raise InputError(fault, where=f"{file}:{number}", advice="mend or remove the line")
+        yield line + "\n", int(len(line) * share)
 
 
 def _decoded(stream: BinaryIO, name: str) -> Iterator[tuple[str, int]]:

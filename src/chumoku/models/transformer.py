@@ -454,11 +454,18 @@ def _beyond_marian(config: Config) -> bool:
 
 
 def read_config(raw: Mapping[str, Any], ignore: Collection[str] = ()) -> Config:
-    """config.json -> Config. Raises ConfigError."""
+    """config.json -> Config. Raises ConfigError.
+
+    Marian starts with its padding: where decoder_start_token_id is absent and its default lies
+    outside the vocabulary, it is pad_token_id.
+    """
     if raw.get("model_type") == "marian":
-        values = MARIAN_DEFAULTS | config_keys.read(raw, KEYS, ignore) | MARIAN_FIXED
+        own = config_keys.read(raw, KEYS, ignore)
+        values: dict[str, Any] = {**MARIAN_DEFAULTS, **own, **MARIAN_FIXED}
         if "pad_token_id" not in raw:
             values["pad_id"] = 58100
+        if "decoder_start_token_id" not in raw and values["vocab_size"] <= values["start_id"]:
+            values["start_id"] = values["pad_id"]
     else:
         values = config_keys.read(raw, OWN, ignore)
     values["eos_ids"] = config_keys.token_ids(raw, "eos_token_id", Config.eos_ids)
@@ -493,6 +500,12 @@ def _check(config: Config) -> None:
         raise ConfigError(
             f"pad_token_id {config.pad_id} lies outside a vocabulary of {config.vocab_size}",
             where="pad_token_id",
+        )
+    if config.start_id >= target:
+        raise ConfigError(
+            f"decoder_start_token_id {config.start_id} lies outside a vocabulary of {target}",
+            where="decoder_start_token_id",
+            advice="Marian models start with pad_token_id",
         )
 
 

@@ -56,6 +56,12 @@ GOOD: list[tuple[str, str | None, str, list[dict[str, Any]]]] = [
     ("a.csv", None, "t\na; b\n\nc\n", [{"t": "a; b"}, {"t": "c"}]),
     ("a.csv", None, "本文,ラベル\n猫,良い\n", [{"本文": "猫", "ラベル": "良い"}]),
     ("a.tsv", None, 't\tl\n"a\tb"\t1\n', [{"t": "a\tb", "l": "1"}]),
+    ("a.tsv", None, 't\tl\n"a ""b"""\t"1"\r\n', [{"t": 'a "b"', "l": "1"}]),
+    ("a.tsv", None, 't\tl\n"a" b\t1\nc\t"2\n', [{"t": '"a" b', "l": "1"}, {"t": "c", "l": '"2'}]),
+    ("a.tsv", None, 't\tl\n"a\t1\nb"\t2\n', [{"t": '"a', "l": "1"}, {"t": 'b"', "l": "2"}]),
+    ("a.tsv", None, 't\tl\n"a\tb"\n', [{"t": '"a', "l": 'b"'}]),
+    ("a.tsv", None, 't\tl\n"\t"\n""\t1\n', [{"t": '"', "l": '"'}, {"t": "", "l": "1"}]),
+    ("a.tsv", "tsv-no-header", '"a\t1\n"b"\t2\n', [{"0": '"a', "1": "1"}, {"0": "b", "1": "2"}]),
     ("a.csv", "csv-no-header", "a,1\nb,2\n", [{"0": "a", "1": "1"}, {"0": "b", "1": "2"}]),
     ("a.tsv", "tsv-no-header", "a,x\t1\n", [{"0": "a,x", "1": "1"}]),
     ("a.jsonl", None, '{"a": 1}\n\n{"a": 2.5}\r\n', [{"a": 1}, {"a": 2.5}]),
@@ -306,6 +312,48 @@ def test_a_byte_order_mark_is_no_part_of_a_header(tmp_path: Path) -> None:
     assert list(table.rows) == [{"t": "a", "l": "1"}]
     table = read(tmp_path, '\ufeff{"a": 1}', "a.jsonl")
     assert (list(table.rows), table.encoding) == ([{"a": 1}], "utf-8-sig")
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("東京都千代田区\n大阪府大阪市\n日本国憲法\n", "cp932"),
+        ("ﾄｳｷｮｳ,1\nｵｵｻｶ,2\nﾃｽﾄﾃﾞｰﾀ,3\n", "cp932"),
+        ("name,都市\n1,東京\n2,大阪\n", "cp932"),
+        ("吾輩は猫である。\r\nABC\r\n", "iso2022_jp"),
+    ],
+)
+def test_japanese_without_kana_and_in_seven_bits(text: str, encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(text.encode(encoding))
+    assert decoding.decoded(tmp_path / "a.txt") == (text, encoding)
+
+
+WESTERN = [
+    "Café crème: déjà vu, l'été où elle est née.\n",
+    "« Où êtes-vous ? » À bientôt, GARÇON.\n",
+    "Größe, Straße, Übung, ÄRGER, schön und müde.\n",
+    "STRASSE heißt Straße.\n",
+    "¿Qué pasó mañana? ¡Adiós, niño! ESPAÑA\n",
+    "¡¿Cómo?! Señor.\n",
+    "AÇÃO, INFORMAÇÃO: não há opções.\n",
+    "don’t “stop” – l’été\n",
+    "the cat’s whiskers\n",
+    "25 °C, Nº 5\n",
+]
+
+
+@pytest.mark.parametrize("text", WESTERN)
+def test_western_text_is_not_taken_for_cp932(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(text.encode("cp1252") * 9)
+    with pytest.raises(InputError, match="not in utf-8 nor cp932") as caught:
+        decoding.decoded(tmp_path / "a.txt")
+    assert "latin-1, cp932, euc_jp" in caught.value.advice
+
+
+def test_broken_iso_2022_jp_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\x1b$B\x7f\x7f\x1b(B\n")
+    with pytest.raises(InputError, match="the text is not in iso2022_jp"):
+        decoding.decoded(tmp_path / "a.txt")
 
 
 def test_an_encoding_that_is_given(tmp_path: Path) -> None:

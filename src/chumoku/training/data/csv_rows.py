@@ -1,10 +1,16 @@
-"""CSV and TSV (RFC 4180). A row that is broken is given up alone: the next line begins a new one.
+"""CSV (RFC 4180) and TSV. A row that is broken is given up alone: the next line begins a new one.
+
+In TSV a line is a row. GLUE's files are written without quoting, a spreadsheet's with it: quotes
+are taken off a cell that begins with one and whose closing one stands before a tab or the line end.
+Any other quote is a character. Where that gives another width than the first row's, a split at
+every tab is tried. So a quoted cell of TSV may hold tabs, but no line ends.
 
 (Python's csv module gives up all that an unclosed quote has swallowed; that would lose rows.)
 """
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from chumoku.training.data.decoding import newline_of
@@ -14,17 +20,22 @@ DELIMITERS: Final = (",", "\t", ";")
 MOST_LINES: Final = 1000
 """Lines of a row; a quote that is open for longer was not meant to be."""
 
+QUOTED: Final = re.compile(r'"([^"]*(?:""[^"]*)*)"(?=\t|$)')
+"""A cell of TSV in quotes."""
+
 
 def read_csv(text: str, delimiter: str | None = None, header: bool = True) -> Found:
     """Any line ends inside quotes. Without a header the columns are "0", "1", ….
 
-    delimiter: by the first line where absent. Blank lines are skipped. Rejected: a row of another
-    width than the first, an unclosed quote, text behind a closing quote, a CR in the open. Raises
-    ValueError for a header that is broken or names a column twice.
+    delimiter: by the first line where absent; a tab that is given makes it TSV (see above). Blank
+    lines are skipped. Rejected: a row of another width than the first, an unclosed quote, text
+    behind a closing quote, a CR in the open. Raises ValueError for a header that is broken or names
+    a column twice.
     """
     lines = text.split(newline_of(text))
     names: list[str] | None = None
     place = 0
+    tsv = delimiter == "\t"
     while place < len(lines):
         number = place + 1
         if lines[place] in ("", "\r"):
@@ -32,7 +43,10 @@ def read_csv(text: str, delimiter: str | None = None, header: bool = True) -> Fo
             continue
         if delimiter is None:
             delimiter = next((d for d in DELIMITERS if d in lines[place]), ",")
-        row, place = _row(lines, place, delimiter, newline_of(text))
+        if tsv:
+            row, place = _tsv_row(lines[place], len(names or ())), place + 1
+        else:
+            row, place = _row(lines, place, delimiter, newline_of(text))
         if names is None and header:
             names = _header(row)
         elif isinstance(row, str):
@@ -58,7 +72,7 @@ def _row(lines: list[str], start: int, delimiter: str, newline: str) -> tuple[li
     """The row that begins in a line, or why there is none; and the line to go on with."""
     text, end = lines[start], start + 1
     if len(text) > MAX_LINE:
-        return f"{len(text)} characters in a line; the limit is {MAX_LINE}", end
+        return _too_long(text), end
     if '"' not in text:
         return _closed(text.removesuffix("\r").split(delimiter)), end
     cells: list[str] = []
@@ -87,6 +101,43 @@ def _row(lines: list[str], start: int, delimiter: str, newline: str) -> tuple[li
         if text[place] != delimiter:
             return "text behind a closing quote", start + 1
         place += 1
+
+
+def _tsv_row(line: str, width: int) -> list[str] | str:
+    """The cells of a line of TSV. width: of the first row; 0: this is it."""
+    if len(line) > MAX_LINE:
+        return _too_long(line)
+    line = line.removesuffix("\r")
+    cells, bare = _tsv_cells(line)
+    plain = line.split("\t")
+    if width in (len(cells), 0) or len(plain) != width:
+        fault = _closed(bare)
+        return fault if isinstance(fault, str) else cells
+    return _closed(plain)
+
+
+def _tsv_cells(line: str) -> tuple[list[str], list[str]]:
+    """All cells, and those that were not in quotes."""
+    cells: list[str] = []
+    bare: list[str] = []
+    place = 0
+    while True:
+        quoted = QUOTED.match(line, place)
+        if quoted is not None:
+            cells.append(quoted[1].replace('""', '"'))
+            end = quoted.end()
+        else:
+            end = line.find("\t", place)
+            end = len(line) if end < 0 else end
+            cells.append(line[place:end])
+            bare.append(line[place:end])
+        if end == len(line):
+            return cells, bare
+        place = end + 1
+
+
+def _too_long(line: str) -> str:
+    return f"{len(line)} characters in a line; the limit is {MAX_LINE}"
 
 
 def _closing(text: str, place: int) -> int:

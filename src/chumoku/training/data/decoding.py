@@ -10,6 +10,7 @@ import codecs
 import gzip
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import IO, Final, NamedTuple
 
@@ -23,6 +24,8 @@ BOMS: Final = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 GUESSES: Final = ("utf-8", "cp932")
+SHIFTS: Final = (b"\x1b$B", b"\x1b$@")
+"""How ISO-2022-JP begins its Japanese; the rest of such a file is ASCII."""
 MOST_DAMAGED: Final = 0.1
 """Share of the lines that may be damaged before another encoding is more likely."""
 
@@ -52,6 +55,8 @@ def decoded(path: Path, encoding: str | None = None) -> Decoded:
     for mark, name in BOMS:
         if raw.startswith(mark):
             return Decoded(_decode(raw, name, path), name)
+    if any(shift in raw for shift in SHIFTS) and raw.isascii():
+        return Decoded(_decode(raw, "iso2022_jp", path), "iso2022_jp")
     for name in GUESSES:
         try:
             text = raw.decode(name)
@@ -60,6 +65,24 @@ def decoded(path: Path, encoding: str | None = None) -> Decoded:
         if name == "utf-8" or _is_japanese(text):
             return Decoded(text, name)
     return _damaged(raw, path)
+
+
+def is_utf8(path: Path) -> bool:
+    """Whether a file is plain UTF-8 as a whole, so that it can be read line by line.
+
+    Takes a piece into memory at a time. Raises OSError.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        with path.open("rb") as stream:
+            while piece := stream.read(PIECE):
+                if any(shift in piece for shift in SHIFTS):
+                    return False
+                decoder.decode(piece)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return False
+    return path.suffix != ".gz"
 
 
 def _damaged(raw: bytes, path: Path) -> Decoded:
@@ -78,7 +101,8 @@ def _damaged(raw: bytes, path: Path) -> Decoded:
     raise InputError(
         f"the text is not in {' nor '.join(GUESSES)}",
         where=where,
-        advice='name its encoding: --data.encoding=latin-1 ("encoding" of Python\'s codecs)',
+        advice="name its encoding as Python's codecs do: latin-1, cp932, euc_jp, … "
+        "(--data.encoding; tokenizer train: --encoding)",
     )
 
 
@@ -103,9 +127,29 @@ def codecs_name(encoding: str, path: Path) -> str:
 
 
 def _is_japanese(text: str) -> bool:
-    """Whether kana are among the characters beyond ASCII: Western bytes decode as cp932 too."""
-    beyond = [c for c in text if c > "\x7f"]
-    return sum("\u3041" <= c <= "\u30ff" for c in beyond) * 10 >= len(beyond)
+    """Whether a text that decodes as cp932 was meant so, as Western bytes decode too.
+
+    The sign is kana among the characters beyond ASCII. Without them it is that most stand in runs
+    of common kanji or half-width kana: an é takes the letter behind it for a rare kanji, a curly
+    quote for a common one, Ä is half-width kana; but ASCII parts them. EUC-JP's kana are in every
+    second place ､ or ･.
+    """
+    beyond = sum(c > "\x7f" for c in text)
+    kana = sum("\u3041" <= c <= "\u30ff" for c in text)
+    if kana * 10 >= beyond:
+        return True
+    return sum(map(len, _runs().findall(text))) * 2 > beyond
+
+
+@cache
+def _runs() -> re.Pattern[str]:
+    """Runs of kana and of JIS X 0208's level 1, which is 0x889F to 0x9872 in cp932."""
+    codes = (bytes((lead, trail)) for lead in range(0x88, 0x99) for trail in range(0x40, 0xFD))
+    level1 = "".join(
+        code.decode("cp932", "ignore") for code in codes if b"\x88\x9f" <= code <= b"\x98\x72"
+    )
+    level1 = "".join(char for char in level1 if char >= "\u4e00")
+    return re.compile(f"[\u3041-\u30ff{level1}]{{2,}}|[\uff61-\uff63\uff66-\uff9f]{{3,}}")
 
 
 def damage(text: str, encoding: str) -> str | None:
