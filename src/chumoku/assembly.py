@@ -26,16 +26,12 @@ SAME_NAME: Final = {"classification", "token-classification", "multiple-choice"}
 
 @dataclass(frozen=True)
 class Blueprint:
-    """What is to be built, and the file that fills it. config: the architecture's own Config.
-
-    without_head: the file's head is not used, even where it would fit: it is for other classes.
-    """
+    """What is to be built, and the file that fills it. config: the architecture's own Config."""
 
     arch: Architecture
     config: Any
     head: str
     published: Published
-    without_head: bool = False
 
     @property
     def table(self) -> NameTable:
@@ -160,15 +156,21 @@ def untied_as_stored(plan: Blueprint) -> Blueprint:
 
 
 def assemble(
-    plan: Blueprint, dtype: str, device: torch.device, *, new_head: bool = False
+    plan: Blueprint,
+    dtype: str,
+    device: torch.device,
+    *,
+    new_head: bool = False,
+    other_classes: bool = False,
 ) -> tuple[nn.Module, list[str]]:
     """Build the model without memory, then give every parameter its published value.
 
     Also returns the parameters that the file does not have. new_head: those of a head are then made
-    anew. Raises CheckpointError where file and model do not fit.
+    anew. other_classes: the file's head is for others, and passed by even where it fits. Raises
+    CheckpointError where file and model do not fit.
     """
     model = skeleton(plan)
-    pieces = _usable_pieces(plan, model)
+    pieces = _usable_pieces(plan, model, other_classes)
     missing = plan.missing(model, pieces)
     for name in {name.split(".")[0] for name in missing if plan.optional(name)}:
         setattr(model, name, None)
@@ -191,7 +193,7 @@ def assemble(
     return replace_with_blocks(model, blocks) if blocks else model, missing
 
 
-def _usable_pieces(plan: Blueprint, model: nn.Module) -> Pieces:
+def _usable_pieces(plan: Blueprint, model: nn.Module, other_classes: bool) -> Pieces:
     """The pieces of the model. Raises CheckpointError for tensors that it cannot place.
 
     Tensors of other heads, and of a pooler, may be there. Not so a tensor of a part that the model
@@ -216,7 +218,7 @@ def _usable_pieces(plan: Blueprint, model: nn.Module) -> Pieces:
         )
     declared = declared_head(plan.arch, plan.published.raw_config)
     same_name = declared != plan.head and {declared, plan.head} <= SAME_NAME
-    if same_name or plan.without_head:
+    if same_name or other_classes:
         return {name: piece for name, piece in pieces.items() if not name.startswith("head.")}
     return pieces
 

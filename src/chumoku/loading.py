@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from chumoku.image_settings import load_images_config
 from chumoku.images import ImagePreparation
 from chumoku.kernels.memory import keep_freed_memory
 from chumoku.models import architecture
+from chumoku.models.config_keys import labels as read_labels
 from chumoku.models.config_keys import write_labels
 from chumoku.text import gguf_tokenizer, load_tokenizer
 from chumoku.text.encoding import Tokenizer
@@ -107,21 +108,20 @@ def load(
     notes = resolved.notes
     other_classes = False
     if labels is not None:
-        own = _classes(published.raw_config)
-        other_classes = new_head and _differ(own, labels)
+        own = read_labels(published.raw_config) if "id2label" in published.raw_config else ()
+        same = set(own) == set(labels)
+        # One output is a score on both sides, whatever it is called.
+        other_classes = new_head and not same and not len(own) == len(labels) == 1
         if other_classes and own:
             notes = (
                 *notes,
                 f"the head of the file, for {', '.join(own[:9])}, gives way to a new one",
             )
-        kept = own if own and set(own) == set(labels) else labels
-        published.raw_config.update(write_labels(tuple(kept)))
+        published.raw_config.update(write_labels(own if same else tuple(labels)))
     plan = untied_as_stored(blueprint(published, head, ignore_config))
     check_memory(published.tensors, dtype, place)
     own_head = new_head or added is not None
-    if other_classes:
-        plan = replace(plan, without_head=True)
-    model, fresh = assemble(plan, dtype, place, new_head=own_head)
+    model, fresh = assemble(plan, dtype, place, new_head=own_head, other_classes=other_classes)
     model_type = published.raw_config["model_type"]
     if added is not None:
         required = () if new_head else fresh
@@ -168,19 +168,6 @@ def create(config: Any, head: str, seed: int = 0) -> Loaded:
         arch.initialise(model)
     source = Source("created", None, head, model_type)
     return Loaded(model.eval(), config, None, None, {}, source)
-
-
-def _classes(raw_config: Mapping[str, Any]) -> list[str]:
-    """The names of a published head's classes; without id2label there are none."""
-    stored = raw_config.get("id2label")
-    if not isinstance(stored, Mapping):
-        return []
-    return [str(stored[number]) for number in sorted(stored, key=lambda n: int(n))]
-
-
-def _differ(own: Sequence[str], wanted: Sequence[str]) -> bool:
-    """Whether weights for `own` say nothing of `wanted`. One output is a score on both sides."""
-    return set(own) != set(wanted) and not len(own) == len(wanted) == 1
 
 
 def _tokenizer(published: Published) -> Tokenizer | None:

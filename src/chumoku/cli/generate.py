@@ -28,6 +28,8 @@ from chumoku.cli.common import (
 
 if TYPE_CHECKING:
     from chumoku.generation.results import Generated
+    from chumoku.generation.settings import Settings
+    from chumoku.loading import Loaded
 
 
 @Parameter(name="*", group=Group("How to generate", sort_key=1))
@@ -114,6 +116,16 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
+def write_aloud(prompt: str, loaded: Loaded, settings: Settings) -> None:
+    """Stream what follows the prompt to stdout; Ctrl-C ends it with what was written so far."""
+    from chumoku.tasks import generation
+
+    with interruptible() as should_stop:
+        for piece in generation.stream(prompt, loaded, settings, should_stop):
+            say(piece.text)
+    print()
+
+
 def run(
     *text: str,
     file: TextFile = None,
@@ -133,10 +145,7 @@ def run(
     settings = generation.effective(loaded, arguments(sampling, options))
     alone = len(items) == 1 and settings.num_return_sequences == 1
     if alone and not options.json:
-        with interruptible() as should_stop:
-            for piece in generation.stream(items[0], loaded, settings, should_stop):
-                say(piece.text)
-        print()
+        write_aloud(items[0], loaded, settings)
         return
 
     def batch(some: Any) -> list[list[Generated]]:

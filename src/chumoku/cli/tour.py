@@ -18,7 +18,7 @@ from chumoku.checkpoints.sources import resolve
 from chumoku.cli import language
 from chumoku.cli.chat import answer_aloud
 from chumoku.cli.common import Options, download_progress, print_table, say
-from chumoku.cli.generate import interruptible
+from chumoku.cli.generate import write_aloud
 from chumoku.errors import UnreachableError
 from chumoku.layers.taps import trace
 from chumoku.loading import Loaded, load
@@ -108,11 +108,7 @@ def _toys(console: Console, words: dict[str, str], options: Options) -> None:
     _heading(console, words["writing"])
     say(PLAY)
     how = {"max_new_tokens": 60, "do_sample": True, "temperature": 0.8, "seed": 1}
-    settings = generation.effective(bard, how)
-    with interruptible() as should_stop:
-        for piece in generation.stream(PLAY, bard, settings, should_stop):
-            say(piece.text)
-    print()
+    write_aloud(PLAY, bard, generation.effective(bard, how))
     _heading(console, words["translation"])
     answer = generation.translate(TRANSLATED, translator)[0]
     print(f"{TRANSLATED}\n{answer['translation_text']}")

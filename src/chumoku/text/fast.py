@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from tokenizers import Encoding as RawEncoding
@@ -227,9 +228,13 @@ class FastTokenizer:
         right = self._without_controls(right, [back], False)
         return joined(left, right, start + 1)
 
+    @cached_property
+    def _known_text(self) -> str:
+        return known_text(self)
+
     def _framed(self, parts: list[Encoding], special: bool) -> Encoding:
         """The template around texts that are tokenised already."""
-        frame = self._read(self._run(self.engine, [known_text(self)] * len(parts), special))
+        frame = self._read(self._run(self.engine, [self._known_text] * len(parts), special))
         whole = Encoding([], [], [], [], [], [], [])
         done: set[int] = set()
         for place, number in enumerate(frame.sequences):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from chumoku.errors import TokenizerError
-from chumoku.text.encoding import Tokenizer
+from chumoku.text.encoding import Tokenizer, known_text
 from chumoku.text.files import read_settings
 from chumoku.text.gguf import PRE_TOKENIZERS
 from chumoku.text.load import export_tokenizer_json, piece_tokenizer
@@ -61,7 +61,7 @@ def gguf_metadata(tokenizer: Tokenizer, rows: int) -> dict[str, object]:
         index = getattr(tokenizer, f"{role}_id")
         if index is not None:
             values[f"{name}_token_id"] = index
-    bare = tokenizer.encode("a", special=True).ids
+    bare = tokenizer.encode(known_text(tokenizer), special=True).ids
     values["add_bos_token"] = bool(bare) and bare[0] == tokenizer.bos_id
     values["add_eos_token"] = len(bare) > 1 and bare[-1] == tokenizer.eos_id
     found = {f"tokenizer.ggml.{name}": value for name, value in values.items()}

@@ -6,7 +6,6 @@ warm-up (1810.04805, appendix A.3); for adapters 2e-4 (2106.09685, appendix D).
 
 from __future__ import annotations
 
-import json
 import shlex
 import statistics
 from collections.abc import Callable, Mapping
@@ -265,7 +264,7 @@ def run_seeds(
             "best_seed": best,
             "failed": list(seeds.failed),
             "errors": {str(seed): error.what for seed, error in broken.items()},
-            "values": json.loads(json.dumps(values)),
+            "values": {str(seed): value for seed, value in values.items()},
         },
     )
     return seeds

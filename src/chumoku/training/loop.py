@@ -325,9 +325,8 @@ class Run:
                 metrics = task.evaluate(model)
             metrics = self._agreed(metrics)
             value = _chosen(metrics, task.metric)
-            former = math.nan if done.best is None else done.best
             better = not math.isnan(value) and (
-                math.isnan(former) or (value < former if task.lower else value > former)
+                done.best is None or (value < done.best if task.lower else value > done.best)
             )
             if better and self.settings.keep_best:
                 weights = {"model": _stored(self.model)}
@@ -389,7 +388,7 @@ class Run:
         self.world.wait()
         last = snapshots.snapshots(self.folder / "snapshots")[-count:]
         self._restore(average_snapshots(last))
-        self.report.note(f"mean of the weights after steps {', '.join(map(_step_of, last))}")
+        self.report.note(f"mean of the weights in {', '.join(path.name for path in last)}")
         if self.task.evaluate is not None:
             with self._averaged() as model:
                 self.progress.metrics = self._agreed(self.task.evaluate(model))
@@ -444,14 +443,11 @@ class Run:
         for error in damaged:
             self.report.note(f"passed by: {error}")
         self._check_same_step(0 if snapshot is None else snapshot.step)
-        if snapshot is None:
-            self._forget_other_best()
-            self.report.resumed(0)
-            return
-        self._check_same_run(snapshot.state)
-        self._take_up(snapshot)
+        if snapshot is not None:
+            self._check_same_run(snapshot.state)
+            self._take_up(snapshot)
         self._forget_other_best()
-        self.report.resumed(snapshot.step)
+        self.report.resumed(self.progress.step)
 
     def _take_up(self, snapshot: Snapshot) -> None:
         weights, optimiser = snapshot.tensors["model"], snapshot.tensors["optimiser"]
@@ -510,10 +506,6 @@ def _chosen(metrics: Mapping[str, float], name: str) -> float:
             advice=f"one of {', '.join(metrics)}",
         )
     return metrics[name]
-
-
-def _step_of(snapshot: Path) -> str:
-    return snapshot.name.rpartition("-")[2].lstrip("0")
 
 
 def _nothing(part: Any) -> Any:

@@ -32,7 +32,7 @@ class BrokenOffError(Exception):
 
 
 class Signals:
-    """SIGTERM and SIGINT are noted and obeyed between steps; a second one is obeyed at once."""
+    """SIGTERM and SIGINT are noted and obeyed between steps; a second SIGINT at once."""
 
     def __init__(self) -> None:
         self.number: int | None = None

@@ -179,7 +179,8 @@ def problem_of(
     if any(isinstance(value, list | tuple | set) for value in values):
         return "multi"
     numbers = [as_number(value) for value in values]
-    scores = None not in numbers and not all(n is None or n.is_integer() for n in numbers)
+    fractions = any(number is not None and not number.is_integer() for number in numbers)
+    scores = fractions and None not in numbers
     return "regression" if scores or len(labels) == 1 else "single"
 
 
@@ -207,7 +208,10 @@ def check_row(
     string_of(row, "text", number)
     if row.get("pair") is not None:
         string_of(row, "pair", number)
-    (value_of(row, "label", number) if problem == "multi" or separator else class_of(row, number))
+    if problem == "multi" or separator:
+        value_of(row, "label", number)
+    else:
+        class_of(row, number)
 
 
 def labels_of(
