@@ -1,7 +1,7 @@
 """Ways to adapt a model, each beside what it is compared with, over several seeds, on SST-2.
 
     python benchmarks/adapting.py {distil,lora,steady} --data ../shared/data --output OUT \
-        [--seeds 5] [--limit N] [--threads 1]
+        [--seeds 5] [--limit N] [--rate 5e-5] [--threads 1]
 
 - distil: a student of half the teacher's depth, beside the same student without the teacher; and
   the time of a forward pass of both, in pairs.
@@ -9,7 +9,7 @@
   frequent answer, and the share of the weights that is trained.
 - steady: 3 epochs on 300 sentences as BERT was published (AdamW without bias correction, no
   warm-up), beside what Mosbach et al. advise (2006.04884, section 6: correction, warm-up, 20
-  epochs), at one learning rate. A run has failed that is no better than the most frequent answer.
+  epochs), at one learning rate, `--rate`. A run has failed that is no better than the most frequent answer.
 
 Accuracy is that on the 1,821 test sentences. A run that is in OUT is not run again.
 """
@@ -35,7 +35,6 @@ from chumoku.training.runner import train
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 SMALL = 300
-RATE = 5e-5
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,7 @@ class Bench:
     output: Path
     seeds: int
     limit: int | None
+    rate: float
 
     def recipe(self, name: str, *settings: str) -> Recipe:
         recipe = read_recipe(RECIPES / f"{name}.toml", settings)
@@ -108,7 +108,7 @@ def lora(bench: Bench) -> None:
 
 
 def steady(bench: Bench) -> None:
-    common = ("training.batching.batch_size=16", f"training.optimiser.learning_rate={RATE}")
+    common = ("training.batching.batch_size=16", f"training.optimiser.learning_rate={bench.rate}")
     naive = bench.recipe(
         "sst2",
         *common,
@@ -128,12 +128,13 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--limit", type=int, help="rows of train, for a trial")
+    parser.add_argument("--rate", type=float, default=5e-5, help="of `steady`")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(words)
     torch.set_num_threads(options.threads)
     print(f"{processor()}, torch {torch.__version__}, {options.threads} thread(s)", flush=True)
     print(f"load before: {load_average():.2f}", flush=True)
-    bench = Bench(options.data, options.output / options.what, options.seeds, options.limit)
+    bench = Bench(options.data, options.output / options.what, options.seeds, options.limit, options.rate)
     {"distil": distil, "lora": lora, "steady": steady}[options.what](bench)
     return 0
 
