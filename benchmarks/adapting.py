@@ -9,7 +9,8 @@
   frequent answer, and the share of the weights that is trained.
 - steady: 3 epochs on 300 sentences as BERT was published (AdamW without bias correction, no
   warm-up), beside what Mosbach et al. advise (2006.04884, section 6: correction, warm-up, 20
-  epochs), at one learning rate, `--rate`. A run has failed that is no better than the most frequent answer.
+  epochs), at one learning rate, `--rate`. A run has failed that is no better than the most
+  frequent answer.
 
 Accuracy is that on the 1,821 test sentences. A run that is in OUT is not run again.
 """
@@ -134,7 +135,9 @@ def main(words: Sequence[str]) -> int:
     torch.set_num_threads(options.threads)
     print(f"{processor()}, torch {torch.__version__}, {options.threads} thread(s)", flush=True)
     print(f"load before: {load_average():.2f}", flush=True)
-    bench = Bench(options.data, options.output / options.what, options.seeds, options.limit, options.rate)
+    bench = Bench(
+        options.data, options.output / options.what, options.seeds, options.limit, options.rate
+    )
     {"distil": distil, "lora": lora, "steady": steady}[options.what](bench)
     return 0
 

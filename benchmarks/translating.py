@@ -45,6 +45,7 @@ from chumoku.training.progress import Reports, Step
 from chumoku.training.recipe import Recipe, read_recipe
 from chumoku.training.recipe_data import read_data
 from chumoku.training.task import IGNORED, mask_of, padded
+from chumoku.training.weights import trained
 
 ENDLESS = ("inverse-sqrt", "constant")
 """Schedules whose value at a step does not depend on how many there will be."""
@@ -168,7 +169,7 @@ def theirs(job: Job) -> dict[str, Any]:
             disable_tqdm=True,
             seed=settings.seed,
         )
-        average = None if settings.ema is None else EMA(_trained(model), settings.ema)
+        average = None if settings.ema is None else EMA(trained(model), settings.ema)
         trainer = Seq2SeqTrainer(
             model=model,
             args=arguments,
@@ -233,10 +234,6 @@ def collator(model: Any) -> Callable[[Sequence[Any]], dict[str, torch.Tensor]]:
     return collate
 
 
-def _trained(model: Any) -> dict[str, torch.Tensor]:
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
 def stopping(meter: Meter, model: Any, average: EMA | None) -> Any:
     from transformers import TrainerCallback
 
@@ -246,7 +243,7 @@ def stopping(meter: Meter, model: Any, average: EMA | None) -> Any:
 
         def on_step_end(self, _: Any, __: Any, control: Any, **___: Any) -> None:
             if average is not None:
-                average.update(_trained(model))
+                average.update(trained(model))
             control.should_training_stop |= meter.over()
 
     return Stopping()

@@ -68,19 +68,32 @@ def save(loaded: Loaded, folder: str | os.PathLike[str], *, dtype: str = "as-is"
     try:
         place.mkdir(parents=True, exist_ok=True)
         _write_weights(place, tensors)
-        write_json(place / "config.json", _with_dtype(published_config(loaded), dtype))
+        raw = _with_dtype(published_config(loaded), dtype, _new_type(loaded, tensors))
+        write_json(place / "config.json", raw)
         _copy_side_files(loaded, target, place)
     except OSError as error:
         raise CheckpointError(f"cannot write: {error.strerror}", where=target) from error
     return target
 
 
-def _with_dtype(raw: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """The config with the type that the tensors were converted to, under the key it had."""
+def _with_dtype(raw: dict[str, Any], dtype: str, changed: str | None) -> dict[str, Any]:
+    """The config with the type that was asked for, or came about, under the key it had."""
+    keys = [key for key in ("dtype", "torch_dtype") if key in raw]
     if dtype == "as-is":
-        return raw
-    keys = [key for key in ("dtype", "torch_dtype") if key in raw] or ["torch_dtype"]
-    return raw | dict.fromkeys(keys, dtype)
+        return raw if changed is None else raw | dict.fromkeys(keys, changed)
+    return raw | dict.fromkeys(keys or ["torch_dtype"], dtype)
+
+
+def _new_type(loaded: Loaded, tensors: Iterable[LazyTensor]) -> str | None:
+    """The tensors' one float type, where that of the file was another; else None."""
+    published = loaded.source.published
+    if published is None or published.layout != "hub":
+        return None
+    now, before = (
+        {str(kind) for t in some if (kind := assign.DTYPES[t.storage]).is_floating_point}
+        for some in (tensors, published.tensors.values())
+    )
+    return now.pop().removeprefix("torch.") if len(now) == 1 and now != before else None
 
 
 def published_config(loaded: Loaded) -> dict[str, Any]:

@@ -105,9 +105,9 @@ class Kept:
 
 def weights(loaded: Loaded) -> str:
     """SHA-256 of all weights."""
-    from chumoku.training.loop import _digest
+    from chumoku.training.weights import digest
 
-    return _digest(loaded.model.parameters())
+    return digest(loaded.model.parameters())
 
 
 def main(folder: Path, changes: Mapping[str, str]) -> int:

@@ -181,7 +181,7 @@ def resumed_without(folder: Path, what: str, monkeypatch: pytest.MonkeyPatch) ->
         "random": (loop.randomness, "set_random_state"),
         "data": (Batches, "restore"),
         "optimiser": (loop, "load_state_tensors"),
-        "weights": (loop, "_restore"),
+        "weights": (loop.weights, "restore"),
     }
     report = Kept()
     with monkeypatch.context() as patch:

@@ -10,7 +10,7 @@ import pytest
 
 from chumoku.errors import ConfigError
 from chumoku.training.finetune import VERBS, Wish, recipe_of
-from chumoku.training.recipe import Recipe, build, override, read_recipe, to_toml
+from chumoku.training.recipe import Recipe, build, find_recipe, override, read_recipe, to_toml
 from chumoku.training.settings import Settings
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("**/*.toml"))
@@ -20,6 +20,33 @@ def written(folder: Path, text: str) -> Path:
     path = folder / "recipe.toml"
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def test_recipes_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_recipe("sst2").is_file()
+    assert find_recipe("tiny/neko").is_file()
+    with pytest.raises(ConfigError, match=r"(?s)no recipe 'sst3'.*digits.*tiny/neko"):
+        find_recipe("sst3")
+    own = tmp_path / "recipes" / "sst2.toml"
+    own.parent.mkdir()
+    own.touch()
+    assert find_recipe("sst2").resolve() == own
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[model]\nreinitialise = 1\n[adapter]\nkind = 'lora'", "reinitialise"),
+        ("[model]\nfreeze_blocks = 1\n[adapter]\nkind = 'dora'", "freeze_blocks"),
+        ("[model]\nfreeze = ['embeddings.*']\n[adapter]\nkind = 'lora'", "freeze"),
+        ("[model]\nmixout = 0.5\n[adapter]\nkind = 'rslora'", "mixout"),
+        ("[model]\nquantise = 'Q8_0'", "(?s)quantise.*add an adapter"),
+    ],
+)
+def test_what_does_not_go_together(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_recipe(written(tmp_path, text))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -14,6 +14,7 @@ import torch
 import chumoku
 from chumoku.cli import main
 from chumoku.errors import ChumokuError, ConfigError, InputError, TrainingError
+from chumoku.quantization.convert import quantized_layers
 from chumoku.training.finetune import Wish, recipe_of, run_seeds
 from chumoku.training.preparing import KINDS, Prepared, prepare
 from chumoku.training.progress import read_log
@@ -121,6 +122,64 @@ def test_the_same_call_again_trains_no_further(done: tuple[Outcome, Recipe]) -> 
     other = replace(recipe, training=replace(recipe.training, seed=5))
     with pytest.raises(TrainingError, match="other settings"):
         train(other, outcome.folder, device="cpu")
+
+
+def test_other_rows_are_another_run(tmp_path: Path) -> None:
+    """One word of one row, and one held-out row, are noticed; the same rows again are not."""
+    own = table(tmp_path)
+    own["training"] |= {"steps": 4}
+    recipe, folder = build(Recipe, own, "test"), tmp_path / "out"
+    train(recipe, folder, device="cpu")
+    train(recipe, folder, device="cpu")
+    path = Path(own["data"]["train"])
+    lines = path.read_text("cp932").splitlines()
+    for number, part in ((3, "rows.train"), (5, "rows.evaluation")):  # every fifth is held out
+        other = [*lines]
+        other[number] = other[number].replace(",", " indeed,")
+        path.write_text("\n".join(other), "cp932")
+        with pytest.raises(TrainingError, match=part):
+            train(recipe, folder, device="cpu")
+
+
+def test_the_card_speaks_of_this_model(done: tuple[Outcome, Recipe]) -> None:
+    outcome, _ = done
+    text = (outcome.folder / "README.md").read_text("utf-8")
+    assert "# words" in text
+    assert "from nothing" in text
+    assert f"| accuracy | {outcome.result.metrics['accuracy']:.4f} |" in text
+
+
+def test_a_result_says_the_type_of_its_weights(
+    done: tuple[Outcome, Recipe], tmp_path: Path
+) -> None:
+    """Of a base in float16, its card is not kept either."""
+    outcome, _ = done
+    base = chumoku.save(chumoku.load(outcome.folder), tmp_path / "base", dtype="float16")
+    (base / "README.md").write_text("the base's own card")
+    own = table(tmp_path)
+    own |= {"model": {"source": str(base)}, "tokenizer": {}}
+    own["training"] |= {"steps": 2}
+    train(build(Recipe, own, "test"), tmp_path / "out", device="cpu")
+    types = [json.loads((f / "config.json").read_text()) for f in (base, tmp_path / "out")]
+    assert [raw["torch_dtype"] for raw in types] == ["float16", "float32"]
+    assert "own card" not in (tmp_path / "out" / "README.md").read_text("utf-8")
+
+
+def test_qlora_makes_blocks_of_a_base_in_floats(
+    done: tuple[Outcome, Recipe], tmp_path: Path
+) -> None:
+    outcome, _ = done
+    own = table(tmp_path)
+    own |= {
+        "model": {"source": str(outcome.folder), "dtype": "stored", "quantise": "Q4_1"},
+        "tokenizer": {},
+        "adapter": {"kind": "lora", "rank": 4},
+    }
+    made = prepared(own, tmp_path)
+    assert set(quantized_layers(made.loaded.model).values()) == {"Q4_1"}
+    assert not any(name.startswith("head") for name in quantized_layers(made.loaded.model))
+    adapted = train(build(Recipe, own, "test"), tmp_path / "out", device="cpu")
+    assert adapted.test["accuracy"] > 0.9
 
 
 def test_transformers_reads_the_result(done: tuple[Outcome, Recipe]) -> None:

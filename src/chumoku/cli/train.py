@@ -1,4 +1,4 @@
-"""chumoku train, chumoku finetune, chumoku recipes"""
+"""chumoku train, chumoku finetune"""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def run(
     """Train by a recipe; the same command goes on where it was broken off.
 
     Args:
-        recipe: a TOML file, or the name of one in recipes/.
+        recipe: a TOML file, or the name of one in ./recipes or of those that come with chumoku.
         overrides: --section.key=value, for any setting of the recipe (--training.steps=100).
         output: folder of the result; by default runs/NAME.
         data: a folder in which the recipe's data files are looked for (may be repeated).
@@ -56,11 +56,11 @@ def run(
         tensorboard: write OUTPUT/run/tensorboard too.
         dry_run: print the resolved recipe and stop.
     """
-    from chumoku.training.recipe import read_recipe, to_toml
+    from chumoku.training.recipe import find_recipe, read_recipe, to_toml
 
-    found = recipe if recipe.suffix == ".toml" else Path("recipes") / f"{recipe}.toml"
-    resolved = read_recipe(found, overrides)
-    folder = output or Path("runs") / found.stem
+    named = recipe.suffix != ".toml"
+    resolved = read_recipe(find_recipe(str(recipe)) if named else recipe, overrides)
+    folder = output or Path("runs") / (recipe if named else recipe.stem)
     if dry_run:
         print(to_toml(resolved))
         return
@@ -124,7 +124,7 @@ def finetune(
         lora: train a LoRA adapter, not the whole model.
         adapter: none, lora, rslora or dora.
         rank: of the adapter.
-        qlora: LoRA over a base that stays in its quantised blocks.
+        qlora: LoRA (or another adapter) over a base in quantised blocks, its own or of 4 bits.
         layer_decay: learning rate of a block over that of the block above.
         reinit_layers: draw so many top blocks anew before training.
         freeze_blocks: do not train the embeddings and so many lowest blocks.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from chumoku.errors import CheckpointError, ConfigError
 from chumoku.training.snapshots import read_snapshot
+from chumoku.training.weights import trained
 
 UPDATES: Final = "/updates"
 """Name of the counter among an average's tensors; no parameter's name begins like this."""
@@ -54,19 +55,19 @@ class EMA:
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:
         """Make the averages the model's weights, rounded to their type."""
-        for p, average in zip(_trained(model).values(), self.averages.values(), strict=True):
+        for p, average in zip(trained(model).values(), self.averages.values(), strict=True):
             p.copy_(average)
 
     @contextlib.contextmanager
     def swapped(self, model: nn.Module) -> Iterator[None]:
         """The model with averaged weights; its own come back, bit for bit, whatever happens."""
-        own = [p.detach().clone() for p in _trained(model).values()]
+        own = [p.detach().clone() for p in trained(model).values()]
         self.copy_to(model)
         try:
             yield
         finally:
             with torch.no_grad():
-                for p, value in zip(_trained(model).values(), own, strict=True):
+                for p, value in zip(trained(model).values(), own, strict=True):
                     p.copy_(value)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -121,10 +122,6 @@ def _weights(folder: Path) -> Mapping[str, Tensor]:
     if "model" not in tensors:
         raise CheckpointError("the snapshot holds no weights", where=folder)
     return tensors["model"]
-
-
-def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def _same_tensors(want: Mapping[str, Tensor], have: Mapping[str, Tensor]) -> None:

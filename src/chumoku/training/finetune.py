@@ -67,6 +67,8 @@ VERBS: Final = {
 }
 """What can be asked for -> what it means."""
 
+BLOCKS: Final = "Q4_1"
+"""4 bits and a smallest value a block of 32, as QLoRA's 4 bits (2305.14314, section 3)."""
 FULL_RATE: Final = 5e-5
 ADAPTER_RATE: Final = 2e-4
 
@@ -74,7 +76,7 @@ ADAPTER_RATE: Final = 2e-4
 @dataclass(frozen=True)
 class Wish:
     """What a user says. model, train, evaluation, test: as in a recipe. columns: option -> the
-    file's column. adapter: none, lora, rslora, dora; quantised: the base stays in its blocks.
+    file's column. adapter: none, lora, rslora, dora; quantised: the base is, or becomes, blocks.
     """
 
     model: str
@@ -113,6 +115,7 @@ def recipe_of(name: str, wish: Wish) -> Recipe:
         model=ModelSection(
             source=wish.model,
             dtype="stored" if wish.quantised else "float32",
+            quantise=BLOCKS if wish.quantised else None,
             reinitialise=wish.reinitialise,
             freeze_blocks=wish.freeze_blocks,
             mixout=wish.mixout,

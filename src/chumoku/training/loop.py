@@ -12,7 +12,6 @@ losses to the last bit, on the same machine with the same number of threads.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -25,10 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from chumoku.checkpoints.assign import shared_names
 from chumoku.devices import FLOATS
 from chumoku.errors import CheckpointError, ConfigError, ResourceError, TrainingError
-from chumoku.training import randomness, snapshots
+from chumoku.training import randomness, snapshots, weights
 from chumoku.training.averaging import EMA, average_snapshots
 from chumoku.training.data.batching import Picked
 from chumoku.training.data.streaming import batches_of
@@ -132,7 +130,7 @@ class Run:
         epoch_steps = self.batches.batches_per_epoch / settings.accumulate  # need not be whole
         self.epoch_steps = max(1, math.ceil(epoch_steps))
         self.steps = settings.steps or max(1, math.ceil(settings.epochs * epoch_steps - 1e-6))
-        self.frozen = _digest(p for p in model.parameters() if not p.requires_grad)
+        self.frozen = weights.digest(p for p in model.parameters() if not p.requires_grad)
         self.objective, kept = self.world.prepare(Objective(model, task), FLOATS[settings.dtype])
         self.device = next(model.parameters()).device
         self.master = MasterWeights(model, kept)
@@ -329,8 +327,8 @@ class Run:
                 done.best is None or (value < done.best if task.lower else value > done.best)
             )
             if better and self.settings.keep_best:
-                weights = {"model": _stored(self.model)}
-                snapshot = Snapshot(done.step, weights, {"metrics": metrics})
+                tensors = {"model": weights.stored(self.model)}
+                snapshot = Snapshot(done.step, tensors, {"metrics": metrics})
                 self.world.save(self.folder / "best", snapshot, keep=None)
         done.evaluated, done.metrics = done.step, metrics
         if better:
@@ -401,7 +399,7 @@ class Run:
         optimiser = state_tensors(self.optimiser, self.model, self.master)
         copies = {n: optimiser.pop(_copy_of(n)) for n in self.master.named if self.master.narrow}
         tensors = {
-            "model": {**_stored(self.model, trained_only=True), **copies},
+            "model": {**weights.stored(self.model, trained_only=True), **copies},
             "optimiser": optimiser,
             "random": randomness.state_of_all(self.world.gather),
         }
@@ -450,10 +448,10 @@ class Run:
         self.report.resumed(self.progress.step)
 
     def _take_up(self, snapshot: Snapshot) -> None:
-        weights, optimiser = snapshot.tensors["model"], snapshot.tensors["optimiser"]
-        self._restore(weights)
+        own, optimiser = snapshot.tensors["model"], snapshot.tensors["optimiser"]
+        self._restore(own)
         if self.master.narrow:
-            copies = {_copy_of(n): weights[n] for n in self.master.named if n in weights}
+            copies = {_copy_of(n): own[n] for n in self.master.named if n in own}
             optimiser = {**optimiser, **copies}
         state = state_tensors(self.optimiser, self.model, self.master)
         optimiser = self.world.placed(state, optimiser)
@@ -471,7 +469,7 @@ class Run:
         )
 
     def _restore(self, tensors: Mapping[str, Tensor]) -> None:
-        _restore(self.model, self.world.placed(_stored(self.model), tensors))
+        weights.restore(self.model, self.world.placed(weights.stored(self.model), tensors))
 
     def _check_same_step(self, step: int) -> None:
         steps = [int(own) for own in self.world.gather(torch.tensor([step]))]
@@ -494,7 +492,7 @@ class Run:
             raise TrainingError(
                 f"the run in this folder had other settings: {', '.join(changed[:5])}",
                 where=self.folder,
-                advice="take the former settings, or another output folder",
+                advice="take the former settings and data, or another output folder",
             )
 
 
@@ -522,41 +520,9 @@ def _means(sums: list[float], names: list[str]) -> tuple[float, dict[str, float]
     return total / divisor, {n: p / divisor for n, p in zip(names, parts, strict=True)}, units
 
 
-def _stored(model: nn.Module, *, trained_only: bool = False) -> dict[str, Tensor]:
-    """Parameters and saved buffers by name, tied ones once."""
-    state = model.state_dict(keep_vars=True)
-    return {
-        name: state[name]
-        for name in shared_names(model)
-        if not trained_only
-        or not isinstance(state[name], nn.Parameter)
-        or state[name].requires_grad
-    }
-
-
 def _copy_of(name: str) -> str:
     """What state_tensors calls the float32 copy of a narrow weight."""
     return f"{name}/master"
-
-
-def _restore(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    state = model.state_dict(keep_vars=True)
-    with torch.no_grad():
-        for name, value in tensors.items():
-            if name not in state or state[name].shape != value.shape:
-                raise CheckpointError(
-                    "the snapshot holds a tensor that does not fit the model", where=name
-                )
-            state[name].copy_(value)
-
-
-def _digest(parameters: Any) -> str:
-    """SHA-256 over the bytes of tensors, in their order."""
-    digest = hashlib.sha256()
-    for parameter in parameters:
-        raw = parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(memoryview(raw.numpy()))
-    return digest.hexdigest()
 
 
 def _each_block(model: nn.Module, change: Any) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from chumoku.errors import CheckpointError, ConfigError
 from chumoku.training.stabilising import layer_scales
+from chumoku.training.weights import trained
 
 EPS: Final = {"adamw": 1e-8, "bert-adam": 1e-6, "adafactor": 1e-30}
 """Published defaults. Adafactor's is added to squared gradients."""
@@ -92,14 +93,14 @@ class MasterWeights:
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
-        trained = _trained(model)
+        found = trained(model)
         self.narrow = torch.finfo(dtype).bits < 32
-        self.named: dict[str, nn.Parameter] = trained
+        self.named: dict[str, nn.Parameter] = found
         if self.narrow:  # copied before the model is rounded
-            copies = {n: p.detach().to(torch.float32, copy=True) for n, p in trained.items()}
+            copies = {n: p.detach().to(torch.float32, copy=True) for n, p in found.items()}
             self.named = {n: nn.Parameter(copy) for n, copy in copies.items()}
         model.to(dtype)  # the values change, the Parameters stay, and so do ties
-        self.parameters: list[Tensor] = list(trained.values())
+        self.parameters: list[Tensor] = list(found.values())
 
     @property
     def trained(self) -> list[Tensor]:
@@ -337,15 +338,7 @@ def load_state_tensors(
 
 
 def _named(model: nn.Module, master: MasterWeights | None) -> dict[str, nn.Parameter]:
-    return _trained(model) if master is None else master.named
-
-
-def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
-    """By first name, tied ones once."""
-    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    if not trained:
-        raise ConfigError("no parameter is left to train", advice="freeze fewer of them")
-    return trained
+    return trained(model) if master is None else master.named
 
 
 def _error(name: str, what: str) -> ConfigError:

@@ -7,7 +7,7 @@ import importlib
 import inspect
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,10 +23,11 @@ from chumoku.checkpoints.sources import resolve
 from chumoku.errors import ConfigError
 from chumoku.loading import Loaded, create, load
 from chumoku.models.config_keys import write_labels
+from chumoku.quantization.convert import is_quantized, quantize_model
 from chumoku.text import Tokenizer, load_tokenizer
 from chumoku.training import randomness, stabilising
 from chumoku.training.data.streaming import RowStream
-from chumoku.training.data.tables import Table, usable
+from chumoku.training.data.tables import Table, digest_of, usable
 from chumoku.training.objectives.students import student_from
 from chumoku.training.recipe import Recipe, build
 from chumoku.training.recipe_data import column_of, hold_out, read_data, stream_rows, texts_of
@@ -89,7 +90,8 @@ KINDS: Final = {
 class Prepared:
     """All that a run needs, made from a recipe. test: a task whose evaluation is the test rows.
 
-    rejected: how many rows could not be used.
+    rejected: how many rows could not be used. rows: SHA-256 of those of train and evaluation; of a
+    stream there is none.
     """
 
     loaded: Loaded
@@ -99,6 +101,7 @@ class Prepared:
     notes: tuple[str, ...]
     trained: float
     rejected: int
+    rows: Mapping[str, str]
 
 
 def prepare(
@@ -120,6 +123,11 @@ def prepare(
         rows["train"] = stream_rows(recipe, _streamed_column(kind), places)
     else:
         hold_out(rows, recipe.data.holdout)
+    digests: dict[str, str] = {
+        name: digest_of(rows[name])
+        for name in ("train", "evaluation")
+        if name in rows and not isinstance(rows[name], RowStream)
+    }
     files = _tokenizer_files(recipe, run_folder, rows["train"])
     labels = (
         tuple(module.labels_of(known, **_named(module.labels_of, options))) if kind.labels else ()
@@ -139,9 +147,8 @@ def prepare(
     if "test" in rows:  # only its evaluation is used
         test = _task(module, loaded, rows["test"], rows["test"], options, seed)
     found = getattr(task.examples, "notes", ())
-    return Prepared(
-        loaded, task, test, files, (*notes, *loaded.source.notes, *found), trained, rejected
-    )
+    notes += [*loaded.source.notes, *found]
+    return Prepared(loaded, task, test, files, tuple(notes), trained, rejected, digests)
 
 
 def _notes_of(tables: Mapping[str, Table], listed: Path) -> list[str]:
@@ -278,9 +285,20 @@ def _changed(recipe: Recipe, loaded: Loaded) -> tuple[Loaded, float]:
         stabilising.freeze(model, section.freeze)
     if section.freeze_blocks:
         stabilising.freeze_bottom(model, section.freeze_blocks)
+    if section.quantise is not None and not is_quantized(model):
+        _quantise(model, section.quantise, recipe.adapter.also_train)
     if recipe.adapter.kind != "none":
         _add_adapter(recipe, model)
     return loaded, trainable_fraction(model)
+
+
+def _quantise(model: nn.Module, storage: str, trained: Collection[str]) -> None:
+    """Every linear layer but those of modules that are trained too (QLoRA, 2305.14314)."""
+
+    def wanted(name: str, module: nn.Module) -> bool:
+        return isinstance(module, nn.Linear) and name.partition(".")[0] not in trained
+
+    quantize_model(model.float(), storage, wanted)
 
 
 def _set_dropout(model: nn.Module, rate: float) -> None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import chumoku
 from chumoku.errors import ConfigError
 from chumoku.training.settings import Settings
 
@@ -45,6 +46,8 @@ class ModelSection:
     (distilbert of a bert). config: a config.json as a table; what the tokenizer says (vocab_size)
     may be absent. head: default: what the task needs. tokenizer: a source whose tokenizer is used;
     default: the source's own. dtype: as for load ("stored" keeps a quantised base in its blocks).
+    quantise: under an adapter, the base's linear layers become such blocks (Q4_1, Q8_0, …) where
+    they are floats still.
     keep_head: the source's own head is kept (it must fit); else one that is missing is made anew.
     freeze: patterns of parameter names that are not trained. freeze_blocks: the embeddings and so
     many lowest blocks. reinitialise: so many top blocks (and the pooler) are drawn anew. mixout:
@@ -59,6 +62,7 @@ class ModelSection:
     head: str | None = None
     tokenizer: str | None = None
     dtype: str = "float32"
+    quantise: str | None = None
     keep_head: bool = False
     ignore_config: tuple[str, ...] = ()
     freeze: tuple[str, ...] = ()
@@ -99,7 +103,11 @@ class DataSection:
 
 @dataclass(frozen=True)
 class AdapterSection:
-    """LoRA and its kin; kind none trains the whole model."""
+    """LoRA and its kin; kind none trains the whole model.
+
+    kind: lora (2106.09685), rslora (scaled by alpha / sqrt(rank), 2312.03732), dora (2402.09353).
+    The rest: see LoRASettings.
+    """
 
     kind: str = "none"
     rank: int = 8
@@ -108,7 +116,6 @@ class AdapterSection:
     targets: tuple[str, ...] = ("attention.query", "attention.value")
     train_bias: str = "none"
     also_train: tuple[str, ...] = ("head", "pooler")
-    merge: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in ADAPTERS:
@@ -118,6 +125,8 @@ class AdapterSection:
 
 
 ADAPTERS: Final = ("none", "lora", "rslora", "dora")
+BASE_CHANGES: Final = ("freeze", "freeze_blocks", "reinitialise", "mixout")
+"""Settings of [model] that change what is trained of a base."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +141,44 @@ class Recipe:
     task: Mapping[str, Any] = field(default_factory=dict)
     adapter: AdapterSection = field(default_factory=AdapterSection)
     training: Settings = field(default_factory=Settings)
+
+    def __post_init__(self) -> None:
+        adapted = self.adapter.kind != "none"
+        if self.model.quantise is not None and not adapted:
+            raise ConfigError(
+                "blocks cannot be trained",
+                where="[model] quantise",
+                advice="add an adapter to them",
+            )
+        if adapted:
+            for name in BASE_CHANGES:
+                if getattr(self.model, name):
+                    raise ConfigError(
+                        "does not go with an adapter: its base stays as it is, all of it",
+                        where=f"[model] {name}",
+                        advice='leave it out, or train the whole model ([adapter] kind = "none")',
+                    )
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe's name ("sst2", "tiny/neko"): in ./recipes, then chumoku's own.
+
+    Raises ConfigError that names those that there are.
+    """
+    package = Path(chumoku.__file__).parent
+    places = [Path("recipes"), package / "recipes", package.parent.parent / "recipes"]
+    for place in places:
+        if (place / f"{name}.toml").is_file():
+            return place / f"{name}.toml"
+    known = {
+        path.relative_to(place).with_suffix("").as_posix()
+        for place in places
+        for path in place.rglob("*.toml")
+    }
+    raise ConfigError(
+        f"there is no recipe {name!r}",
+        advice=f"a path that ends in .toml, or one of {', '.join(sorted(known))}",
+    )
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -54,9 +54,10 @@ def _place(section: DataSection, name: str, places: Sequence[Path]) -> Place:
     fallback = section.fallback.get(name)
     if fallback is None:
         raise InputError(
-            f"there is no {sources[located.index(None)]!r}",
+            f"there is no {sources[located.index(None)]!r} in "
+            + ", ".join(str(place.resolve()) for place in (*places, Path())),
             where=f"[data] {name}",
-            advice="point --data to the folder that holds it",
+            advice="name it as it is seen from there; chumoku train takes its folder as --data",
         )
     return Place([str(fallback)], None, section.fallback.get("columns", {}))
 

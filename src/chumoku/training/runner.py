@@ -28,6 +28,7 @@ from chumoku.loading import Loaded
 from chumoku.saving import published_config, save
 from chumoku.text.load import TOKENIZER_FILES
 from chumoku.training import stabilising
+from chumoku.training.card import card
 from chumoku.training.curves import draw_curve
 from chumoku.training.distributed import leave, world_of
 from chumoku.training.flops import Shape
@@ -122,7 +123,7 @@ def _train(
         new = not snapshots(run_folder / "snapshots")
         if world.rank == 0 and new:  # else it may be refused, and the former recipe stays
             _write_recipe(recipe, run_folder)
-        identity = _identity(recipe)
+        identity = _identity(recipe, prepared)
         run = Run(
             model,
             prepared.task,
@@ -153,10 +154,11 @@ def _shape(recipe: Recipe, task: Task) -> Shape | None:
     return Shape(length, chosen=chosen) if chosen and length else None
 
 
-def _identity(recipe: Recipe) -> dict[str, Any]:
+def _identity(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
     """What a run that is taken up again must have in common with the former one."""
     whole: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(recipe)))
-    return {name: whole[name] for name in ("model", "tokenizer", "data", "task", "adapter")}
+    parts = {name: whole[name] for name in ("model", "tokenizer", "data", "task", "adapter")}
+    return parts | {"rows": dict(prepared.rows)}
 
 
 def _tested(prepared: Prepared, model: nn.Module) -> dict[str, float]:
@@ -174,7 +176,7 @@ def _write(
     result: Result,
     test: Mapping[str, float],
 ) -> None:
-    """The model, its tokenizer, the adapter, the recipe, the result and the curve."""
+    """The model, its tokenizer, card and adapter, the recipe, the result and the curve."""
     _write_recipe(recipe, folder / "run")
     loaded = prepared.loaded
     stabilising.remove_mixout(loaded.model)
@@ -186,6 +188,8 @@ def _write(
         for name in TOKENIZER_FILES | {"special_tokens_map.json", "added_tokens.json"}:
             if (own / name).is_file():
                 shutil.copyfile(own / name, folder / name)
+    text = card(recipe, result.steps, result.metrics, test)
+    (folder / "README.md").write_text(text, encoding="utf-8")
     write_json(
         folder / "run" / "result.json",
         {

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -57,6 +58,29 @@ class FileRow(dict[str, Any]):
 def where_of(row: Any, number: int) -> str:
     """For messages: "train.csv:101", or "row 9" where the file is not known."""
     return f"{row.file}:{row.line}" if isinstance(row, FileRow) else f"row {number}"
+
+
+def digest_of(rows: Iterable[Any]) -> str:
+    """SHA-256 of rows in their order; of a picture that is named by its path, the path."""
+    found = hashlib.sha256()
+    for row in rows:
+        _feed(found, row)
+    return found.hexdigest()
+
+
+def _feed(digest: Any, value: Any) -> None:
+    """Kind and size go before the content, so that no two values are written alike."""
+    if isinstance(value, Mapping):
+        value = [part for pair in sorted(value.items()) for part in pair]
+    if isinstance(value, list | tuple):
+        digest.update(b"list %d " % len(value))
+        for part in value:
+            _feed(digest, part)
+        return
+    raw = value.tobytes() if hasattr(value, "tobytes") else value  # pixels
+    raw = raw if isinstance(raw, bytes) else repr(raw).encode()
+    digest.update(b"%s %d " % (type(value).__name__.encode(), len(raw)))
+    digest.update(raw)
 
 
 def renamed(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
