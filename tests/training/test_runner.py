@@ -287,6 +287,25 @@ def test_every_objective_has_its_file() -> None:
         assert not kind.labels or callable(module.labels_of)
 
 
+def test_symbols_go_with_the_model_and_on_to_other_rows(tmp_path: Path) -> None:
+    own = table(tmp_path)
+    boards = [{"symbols": "x.o..xo.."}, {"symbols": "..xoo...x"}]
+    lines = [json.dumps(board) for board in boards * 8]
+    (tmp_path / "boards.jsonl").write_text("\n".join(lines))
+    (tmp_path / "empty.jsonl").write_text(json.dumps({"symbols": "........."}) + "\n")
+    own |= {"tokenizer": {}, "task": {"kind": "symbols"}}
+    own["data"] = {"train": str(tmp_path / "boards.jsonl")}
+    own["training"] |= {"steps": 2}
+    first = train(build(Recipe, own, "test"), tmp_path / "first", device="cpu")
+    vocabulary = json.loads((first.folder / "symbols.json").read_text())
+    assert vocabulary == [".", "o", "x"]
+    own |= {"model": {"source": str(first.folder)}}
+    own["data"] = {"train": str(tmp_path / "empty.jsonl")}
+    own["task"] = {"kind": "symbols", "vocabulary": vocabulary}
+    second = train(build(Recipe, own, "test"), tmp_path / "second", device="cpu")
+    assert json.loads((second.folder / "symbols.json").read_text()) == vocabulary
+
+
 # ---- a few words ----
 
 

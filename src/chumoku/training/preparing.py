@@ -40,7 +40,7 @@ class Kind:
     have labels, whose names become the head's. described: the objective adds to the config what the
     labels mean. pools: it says how texts become vectors. streams: it takes a
     RowStream too. column: only this column of the rows is passed on. checks: it says of each row
-    whether it can be used.
+    whether it can be used. files: it has JSON files of its own that go with the model.
     """
 
     module: str
@@ -51,6 +51,7 @@ class Kind:
     streams: bool = False
     column: str | None = None
     checks: bool = False
+    files: bool = False
 
 
 REJECTS: Final = "rejects.jsonl"
@@ -68,7 +69,7 @@ KINDS: Final = {
     ),
     "seq2seq": Kind("seq2seq", "conditional-generation"),
     "chat": Kind("chat", "causal-lm", checks=True),
-    "symbols": Kind("symbols", "masked-lm"),
+    "symbols": Kind("symbols", "masked-lm", files=True),
     "classification": Kind(
         "classification", "classification", labels=True, described=True, checks=True
     ),
@@ -90,8 +91,8 @@ KINDS: Final = {
 class Prepared:
     """All that a run needs, made from a recipe. test: a task whose evaluation is the test rows.
 
-    rejected: how many rows could not be used. rows: SHA-256 of those of train and evaluation; of a
-    stream there is none.
+    files: JSON that goes with the model, by file name. rejected: how many rows could not be used.
+    rows: SHA-256 of those of train and evaluation; of a stream there is none.
     """
 
     loaded: Loaded
@@ -102,6 +103,7 @@ class Prepared:
     trained: float
     rejected: int
     rows: Mapping[str, str]
+    files: Mapping[str, Any]
 
 
 def prepare(
@@ -148,7 +150,8 @@ def prepare(
         test = _task(module, loaded, rows["test"], rows["test"], options, seed)
     found = getattr(task.examples, "notes", ())
     notes += [*loaded.source.notes, *found]
-    return Prepared(loaded, task, test, files, tuple(notes), trained, rejected, digests)
+    own = module.files_of(rows["train"], **_named(module.files_of, options)) if kind.files else {}
+    return Prepared(loaded, task, test, files, tuple(notes), trained, rejected, digests, own)
 
 
 def _notes_of(tables: Mapping[str, Table], listed: Path) -> list[str]:

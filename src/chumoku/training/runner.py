@@ -188,6 +188,8 @@ def _write(
         for name in TOKENIZER_FILES | {"special_tokens_map.json", "added_tokens.json"}:
             if (own / name).is_file():
                 shutil.copyfile(own / name, folder / name)
+    for name, content in prepared.files.items():
+        write_json(folder / name, content)
     text = card(recipe, result.steps, result.metrics, test)
     (folder / "README.md").write_text(text, encoding="utf-8")
     write_json(

@@ -57,6 +57,16 @@ def collect(rows: Sequence[Any]) -> tuple[Symbol, ...]:
     return tuple(sorted(seen, key=lambda s: (isinstance(s, str), s)))
 
 
+def files_of(
+    rows: Sequence[Any], vocabulary: Sequence[Symbol] | None = None
+) -> dict[str, list[Symbol]]:
+    """What goes with the model as JSON: symbols.json, the symbols in the order of their ids.
+
+    Hand them on as `vocabulary` to go on with the model on other rows.
+    """
+    return {"symbols.json": list(collect(rows) if vocabulary is None else vocabulary)}
+
+
 def bert_config(vocabulary: Sequence[Symbol], length: int, **sizes: Any) -> bert.Config:
     """A BERT for sequences of at most `length` symbols. sizes: other fields of bert.Config."""
     mine = {
