@@ -171,11 +171,23 @@ def pretraining_table(found: Found) -> str:
     )
 
 
+def machines(found: Mapping[str, Found]) -> str:
+    """Where the claims were measured: one machine for all, or each by its name."""
+    used = {
+        name: f"{one['machine']['cpu']}, 2 cores, PyTorch {one['machine']['torch']}"
+        for name, one in found.items()
+    }
+    places = list(dict.fromkeys(used.values()))
+    if len(places) == 1:
+        return f"Measured on {places[0]}."
+    parts = [f"{place} ({', '.join(n for n in used if used[n] == place)})" for place in places]
+    return f"Measured on {'; '.join(parts)}."
+
+
 def tables(found: Mapping[str, Found]) -> dict[str, str]:
     """Block of the page -> its text."""
-    machine = found["timing"]["machine"]
     return {
-        "machine": f"Measured on {machine['cpu']}, 2 cores, PyTorch {machine['torch']}.",
+        "machine": machines(found),
         "timing": timing_table(found["timing"]),
         "copying": copying_table(found["copying"]),
         "translation": translation_table(found["translation"]),

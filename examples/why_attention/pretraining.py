@@ -1,6 +1,6 @@
 """Claim 5: what pre-training is worth, by the number of labels.
 
-    OMP_NUM_THREADS=1 python examples/why_attention/pretraining.py [--larger] [../shared/data/sst]
+    OMP_NUM_THREADS=1 python examples/why_attention/pretraining.py [../shared/data/sst]
 
 all-MiniLM-L6-v2 (BERT's architecture, 6 blocks, width 384) learns whether a sentence of a film
 review is positive, once from its published weights and once from random ones, with the same
@@ -44,15 +44,16 @@ class Size:
     seeds: int
 
 
-LARGER = (Size(1_000, 63, 2), Size(0, 433, 1))
-"""One epoch each: a quarter of an hour of one thread, with `--larger`."""
-
-
 @dataclass(frozen=True)
 class Settings:
     """tested: test sentences, the same for all runs. length: most tokens of a sentence."""
 
-    sizes: tuple[Size, ...] = (Size(100, 30, 5), Size(300, 35, 5))
+    sizes: tuple[Size, ...] = (
+        Size(100, 30, 5),
+        Size(300, 35, 5),
+        Size(1_000, 63, 5),
+        Size(0, 433, 5),
+    )
     tested: int = 400
     batch: int = 16
     length: int = 48
@@ -127,8 +128,5 @@ def measure(folder: Path, settings: Settings) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    words = [word for word in sys.argv[1:] if word != "--larger"]
-    asked = Settings()
-    if "--larger" in sys.argv:
-        asked = replace(asked, sizes=(*asked.sizes, *LARGER))
-    learn.write("pretraining", measure(Path(words[0]) if words else DATA / "sst", asked))
+    folder = Path(sys.argv[1]) if sys.argv[1:] else DATA / "sst"
+    learn.write("pretraining", measure(folder, Settings()))

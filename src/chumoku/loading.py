@@ -106,19 +106,18 @@ def load(
         published.raw_config.update(added.classes)
         head = head or added.head
     notes = resolved.notes
+    own: tuple[str, ...] = ()
     other_classes = False
     if labels is not None:
         own = read_labels(published.raw_config) if "id2label" in published.raw_config else ()
         same = set(own) == set(labels)
         # One output is a score on both sides, whatever it is called.
         other_classes = new_head and not same and not len(own) == len(labels) == 1
-        if other_classes and own:
-            notes = (
-                *notes,
-                f"the head of the file, for {', '.join(own[:9])}, gives way to a new one",
-            )
         published.raw_config.update(write_labels(own if same else tuple(labels)))
     plan = untied_as_stored(blueprint(published, head, ignore_config))
+    if other_classes and any(name.startswith("head.") for name in plan.pieces()):
+        former = f"the head of the file, for {', '.join(own[:9])}, gives way to a new one"
+        notes = (*notes, former)
     check_memory(published.tensors, dtype, place)
     own_head = new_head or added is not None
     model, fresh = assemble(plan, dtype, place, new_head=own_head, other_classes=other_classes)

@@ -19,6 +19,7 @@ from chumoku.training.finetune import Wish, recipe_of, run_seeds
 from chumoku.training.preparing import KINDS, Prepared, prepare
 from chumoku.training.progress import read_log
 from chumoku.training.recipe import Recipe, build
+from chumoku.training.recipe_data import hold_out
 from chumoku.training.runner import Outcome, train
 
 WORDS = {"good": ["fine", "lovely", "great"], "bad": ["poor", "awful", "dull"]}
@@ -128,6 +129,7 @@ def test_other_rows_are_another_run(tmp_path: Path) -> None:
     """One word of one row, and one held-out row, are noticed; the same rows again are not."""
     own = table(tmp_path)
     own["training"] |= {"steps": 4}
+    own["data"]["holdout_rows"] = "regular"
     recipe, folder = build(Recipe, own, "test"), tmp_path / "out"
     train(recipe, folder, device="cpu")
     train(recipe, folder, device="cpu")
@@ -304,6 +306,29 @@ def test_symbols_go_with_the_model_and_on_to_other_rows(tmp_path: Path) -> None:
     own["task"] = {"kind": "symbols", "vocabulary": vocabulary}
     second = train(build(Recipe, own, "test"), tmp_path / "second", device="cpu")
     assert json.loads((second.folder / "symbols.json").read_text()) == vocabulary
+
+
+def test_rows_held_out_do_not_go_with_a_pattern_of_the_rows(tmp_path: Path) -> None:
+    """Alternating labels: every tenth row has the same one."""
+    parted: dict[str, Any] = {}
+    for how in ("random", "regular"):
+        parted[how] = {"train": [(n, n % 2) for n in range(200)]}
+        hold_out(parted[how], 0.1, how)
+        assert len(parted[how]["evaluation"]) == 20
+        assert sorted([*parted[how]["train"], *parted[how]["evaluation"]]) == [
+            (n, n % 2) for n in range(200)
+        ]
+        assert parted[how]["evaluation"] == sorted(parted[how]["evaluation"])
+    assert {label for _, label in parted["regular"]["evaluation"]} == {1}
+    assert 5 <= sum(label for _, label in parted["random"]["evaluation"]) <= 15
+    own = table(tmp_path)
+    judged = []
+    for seed in (1, 2):  # other seeds of a run are judged on the same rows
+        own["training"]["seed"] = seed
+        judged.append(prepared(own, tmp_path).rows["evaluation"])
+    assert judged[0] == judged[1]
+    with pytest.raises(ConfigError, match="holdout_rows"):
+        build(Recipe, {"data": {"holdout_rows": "some"}}, "test")
 
 
 # ---- a few words ----

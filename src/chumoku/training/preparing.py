@@ -124,7 +124,7 @@ def prepare(
     if recipe.data.stream:
         rows["train"] = stream_rows(recipe, _streamed_column(kind), places)
     else:
-        hold_out(rows, recipe.data.holdout)
+        hold_out(rows, recipe.data.holdout, recipe.data.holdout_rows)
     digests: dict[str, str] = {
         name: digest_of(rows[name])
         for name in ("train", "evaluation")

@@ -82,9 +82,10 @@ class DataSection:
     text that comes in tokens (en, ja, none). format: by the file's ending where absent. columns:
     the task's name of a column -> the file's. encoding: found out where absent. max_rejects:
     largest share of bad rows. limit: so many rows of train at most. holdout: without `evaluation`,
-    this share of train is kept for it (every n-th row). stream: train is read while it is trained
-    on, by lines of text or JSONL or from the hub, for objectives that learn from texts; then
-    [training] steps says how long.
+    this share of train is kept for it. holdout_rows: random (always the same ones), or regular:
+    every n-th, which must not go with a pattern of the rows. stream: train is read while it is
+    trained on, by lines of text or JSONL or from the hub, for objectives that learn from texts;
+    then [training] steps says how long.
     """
 
     train: str | tuple[str, ...] = ()
@@ -97,8 +98,15 @@ class DataSection:
     max_rejects: float = 0.01
     limit: int | None = None
     holdout: float = 0.0
+    holdout_rows: str = "random"
     detokenise: tuple[str, ...] = ()
     stream: bool = False
+
+    def __post_init__(self) -> None:
+        if self.holdout_rows not in ("random", "regular"):
+            raise ConfigError(
+                f"{self.holdout_rows!r} is not one of random, regular", where="[data] holdout_rows"
+            )
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import numpy as np
+
 from chumoku.errors import ConfigError, InputError
+from chumoku.training.data.order import permuted
 from chumoku.training.data.rows import Table, own_format, read_rows
 from chumoku.training.data.streaming import RowStream, row_stream
 from chumoku.training.recipe import DataSection, Recipe
 
 ENDS: Final = (".tar", ".tar.gz", ".zip")
 """Archives of which a folder may be named: `pictures.tar:train`."""
+HOLDOUT_SEED: Final = 0
+"""Not the run's: runs with other seeds are judged on the same rows."""
 
 
 def read_data(section: DataSection, places: Sequence[Path]) -> dict[str, Table]:
@@ -111,23 +116,28 @@ def column_of(rows: Any, column: str | None) -> Any:
     return [row[column] for row in rows]
 
 
-def hold_out(rows: dict[str, Any], share: float) -> None:
-    """Every n-th row of train becomes the evaluation, where the recipe wants a share of it.
+def hold_out(rows: dict[str, Any], share: float, how: str) -> None:
+    """A share of train becomes the evaluation: rows by chance, always the same ones, or every n-th.
 
-    Of one long text it is the end.
+    Both keep their order. Of one long text it is the end.
     """
     if not share or "evaluation" in rows:
         return
-    every = round(1 / share)
     train = rows["train"]
     if len(train) == 1 and isinstance(train[0], str):
         cut = round(len(train[0]) * (1 - share))
         rows["train"], rows["evaluation"] = [train[0][:cut]], [train[0][cut:]]
         return
+    every = round(1 / share)
     if every < 2 or len(train) < every:
         raise ConfigError(f"no share {share} of {len(train)} rows", where="[data] holdout")
-    rows["evaluation"] = [row for n, row in enumerate(train) if n % every == every - 1]
-    rows["train"] = [row for n, row in enumerate(train) if n % every != every - 1]
+    if how == "regular":
+        held = set(range(every - 1, len(train), every))
+    else:
+        places = np.arange(round(len(train) * share), dtype=np.uint64)
+        held = set(permuted(places, len(train), HOLDOUT_SEED, 0).tolist())
+    rows["evaluation"] = [row for n, row in enumerate(train) if n in held]
+    rows["train"] = [row for n, row in enumerate(train) if n not in held]
 
 
 def texts_of(rows: Any) -> Iterable[str]:
