@@ -115,7 +115,7 @@ def load(
         other_classes = new_head and not same and not len(own) == len(labels) == 1
         published.raw_config.update(write_labels(own if same else tuple(labels)))
     plan = untied_as_stored(blueprint(published, head, ignore_config))
-    if other_classes and any(name.startswith("head.") for name in plan.pieces()):
+    if other_classes and own and any(name.startswith("head.") for name in plan.pieces()):
         former = f"the head of the file, for {', '.join(own[:9])}, gives way to a new one"
         notes = (*notes, former)
     check_memory(published.tensors, dtype, place)
