@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import random
 from dataclasses import replace
@@ -10,11 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import chumoku
 from chumoku.cli import main
 from chumoku.errors import ChumokuError, ConfigError, InputError, TrainingError
 from chumoku.quantization.convert import quantized_layers
+from chumoku.training.data.rows import read_rows
+from chumoku.training.data.tables import usable
 from chumoku.training.finetune import Wish, recipe_of, run_seeds
 from chumoku.training.preparing import KINDS, Prepared, prepare
 from chumoku.training.progress import read_log
@@ -429,6 +433,50 @@ def test_rejected_rows_are_counted_and_all_listed(tmp_path: Path) -> None:
     assert {one["file"] for one in listed} == {train_file}
     assert listed[-2]["reason"] == "'text' of the row is empty"
     assert listed[-1]["reason"] == "the label of the row is empty"
+
+
+def test_a_picture_that_cannot_be_opened_is_rejected(tmp_path: Path) -> None:
+    for number in range(6):
+        folder = tmp_path / "pictures" / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number * 40,) * 3).save(folder / f"{number}.jpg")
+    cut = tmp_path / "pictures" / "a" / "2.jpg"
+    cut.write_bytes(cut.read_bytes()[:-99])
+    own = {
+        "about": {"title": "pictures"},
+        "model": {"source": "tiny:digits"},
+        "data": {"train": str(tmp_path / "pictures"), "max_rejects": 0.2},
+        "task": {"kind": "image-classification"},
+        "training": {"steps": 2, "evaluate_every": 0, "batching": {"batch_size": 5}},
+    }
+    outcome = train(build(Recipe, own, "test"), tmp_path / "out", device="cpu")
+    assert outcome.result.steps == 2
+    (line,) = (tmp_path / "out" / "run" / "rejects.jsonl").read_text().splitlines()
+    assert json.loads(line)["file"] == str(cut)
+    own["data"]["max_rejects"] = 0.1
+    with pytest.raises(InputError, match=r"1 of 6 rows are bad: .*/a/2\.jpg: this is no image"):
+        prepared(own, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad", "reason"),
+    [
+        ("seq2seq", {"source": "a", "target": "b"}, {"source": " ", "target": "b"}, "is empty"),
+        ("symbols", {"symbols": "a b"}, {"symbols": ""}, "is no sequence of symbols"),
+    ],
+)
+def test_rows_that_an_objective_refuses(
+    kind: str, good: dict[str, str], bad: dict[str, str], reason: str, tmp_path: Path
+) -> None:
+    module = importlib.import_module(f"chumoku.training.objectives.{KINDS[kind].module}")
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, [good, bad, good])), encoding="utf-8")
+    assert KINDS[kind].checks
+    found = usable(read_rows(path), module.check_row, 0.4)
+    assert [row.line for row in found.rows] == [1, 3]
+    (reject,) = found.rejects
+    assert reject.line == 2
+    assert reason in reject.reason
 
 
 def test_a_faulty_row_is_named_by_its_line(tmp_path: Path) -> None:

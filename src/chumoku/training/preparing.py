@@ -67,9 +67,9 @@ KINDS: Final = {
     "span-corruption": Kind(
         "span_corruption", "conditional-generation", streams=True, column="text"
     ),
-    "seq2seq": Kind("seq2seq", "conditional-generation"),
+    "seq2seq": Kind("seq2seq", "conditional-generation", checks=True),
     "chat": Kind("chat", "causal-lm", checks=True),
-    "symbols": Kind("symbols", "masked-lm", files=True),
+    "symbols": Kind("symbols", "masked-lm", files=True, checks=True),
     "classification": Kind(
         "classification", "classification", labels=True, described=True, checks=True
     ),
@@ -79,7 +79,7 @@ KINDS: Final = {
     "question-answering": Kind("question_answering", "question-answering", checks=True),
     "multiple-choice": Kind("multiple_choice", "multiple-choice", checks=True),
     "image-classification": Kind(
-        "image_classification", "image-classification", labels=True, described=True
+        "image_classification", "image-classification", labels=True, described=True, checks=True
     ),
     "sentence-embedding": Kind("sentence_embedding", "encoder", pools=True, checks=True),
     "distillation": Kind("distillation", ""),

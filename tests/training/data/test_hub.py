@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -9,12 +10,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 datasets = pytest.importorskip("datasets")
 
 from chumoku.errors import InputError  # noqa: E402
 from chumoku.training.data import decoding  # noqa: E402
 from chumoku.training.data.rows import read_rows  # noqa: E402
+from chumoku.training.data.tables import MappedRows, usable, where_of  # noqa: E402
+from chumoku.training.objectives import image_classification  # noqa: E402
+from chumoku.training.objectives.classification import check_row  # noqa: E402
 
 ROWS = {"本文": ["猫", "犬", None, "鳥"], "label": [0, 1, 1, 0], "text": ["x"] * 4}
 
@@ -33,7 +38,7 @@ def test_parquet_is_mapped(parquet: str) -> None:
         {"本文": text, "label": label, "text": "x"}
         for text, label in zip(ROWS["本文"], ROWS["label"], strict=True)
     ]
-    assert table.rows.cache_files
+    assert table.rows.data.cache_files
     assert len(read_rows(parquet, limit=3).rows) == 3
     assert len(read_rows([parquet, parquet]).rows) == 8
 
@@ -51,6 +56,80 @@ def test_columns_of_parquet(parquet: str) -> None:
     with pytest.raises(InputError, match="there is no column 'body'") as caught:
         read_rows(parquet, columns={"text": "body"})
     assert "label, text, 本文" in caught.value.advice
+
+
+def test_a_row_on_the_disk_knows_its_place(parquet: str, tmp_path: Path) -> None:
+    """Over two files, behind gaps, and after a choice of a choice."""
+    other = str(tmp_path / "b.parquet")
+    datasets.Dataset.from_dict(ROWS).to_parquet(other)
+    rows = read_rows([parquet, other], columns={"text": "本文"}, max_rejects=0.25).rows
+    places = [f"{name}:{line}" for name in (parquet, other) for line in (1, 2, 4)]
+    assert [where_of(row, 0) for row in rows] == places
+    assert [where_of(rows[n], 0) for n in range(-6, 0)] == places
+    assert [where_of(row, 0) for row in rows[1:].select([0, 3])] == [places[1], places[4]]
+    assert [row["text"] for row in rows[1:].select([0, 3])] == ["犬", "犬"]
+    with pytest.raises(IndexError):
+        rows[6]
+
+
+def test_rows_of_the_hub_know_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = datasets.Dataset.from_dict(ROWS)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: data)
+    table = read_rows("hf:org/pets:test", columns={"text": "本文"}, max_rejects=0.25)
+    assert [str(reject) for reject in table.rejects] == [
+        "hf:org/pets:test:3: no value in column '本文'"
+    ]
+    assert [where_of(row, 0) for row in table.rows] == [f"hf:org/pets:test:{n}" for n in (1, 2, 4)]
+
+
+def test_a_row_on_the_disk_that_an_objective_refuses(tmp_path: Path) -> None:
+    path = str(tmp_path / "a.parquet")
+    rows = {"text": ["x", " ", "y", "z"], "label": ["a", "b", "a", "b"]}
+    datasets.Dataset.from_dict(rows).to_parquet(path)
+    table = usable(read_rows(path), check_row, 0.25)
+    assert [str(reject) for reject in table.rejects] == [f"{path}:2: 'text' of the row is empty"]
+    assert [row["text"] for row in table.rows] == ["x", "y", "z"]
+    assert isinstance(table.rows, MappedRows)
+
+
+def test_pictures_on_the_disk(parquet: str) -> None:
+    """They stay bytes: one that is damaged is found by the objective, not while reading."""
+    stream = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(stream, "JPEG")
+    good = stream.getvalue()
+    files = [good, good[: len(good) // 2], b"<html>", good]
+    pictures = [{"bytes": file, "path": None} for file in files] + [{"bytes": None, "path": None}]
+    data = datasets.Dataset.from_dict({"image": pictures, "label": list("ababa")})
+    data.cast_column("image", datasets.Image()).to_parquet(parquet)
+    table = usable(read_rows(parquet), image_classification.check_row, 0.6)
+    assert [row["image"]["bytes"] for row in table.rows] == [good, good]
+    cut, html, none = map(str, table.rejects)
+    assert cut.startswith(f"{parquet}:2: this is no image that can be read: ")
+    assert html.startswith(f"{parquet}:3: this is no image that can be read: ")
+    assert none == f"{parquet}:5: the picture of the row is empty"
+
+
+def test_a_name_says_config_revision_and_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a column may lie in another, as in translation data sets."""
+    asked: list[tuple[object, ...]] = []
+
+    def load(path: str, config: str | None, **options: object) -> object:
+        asked.append((path, config, options["revision"], options["split"]))
+        return datasets.Dataset.from_list([{"translation": {"en": "dog", "ja": "犬"}, "id": 1}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    columns = {"source": "translation.en", "target": "translation.ja"}
+    (row,) = read_rows("hf:org/pairs/en-ja@refs/convert/parquet:train[:500]", columns=columns).rows
+    assert dict(row) == {"source": "dog", "target": "犬", "id": 1}
+    read_rows("hf:org/pairs@v1")
+    read_rows("hf:org/pairs:test")
+    assert asked == [
+        ("org/pairs", "en-ja", "refs/convert/parquet", "train[:500]"),
+        ("org/pairs", None, "v1", "train"),
+        ("org/pairs", None, None, "test"),
+    ]
+    with pytest.raises(InputError, match=r"there is no column 'translation\.de'"):
+        read_rows("hf:org/pairs", columns={"source": "translation.de"})
 
 
 def test_damaged_parquet(parquet: str, monkeypatch: pytest.MonkeyPatch) -> None:

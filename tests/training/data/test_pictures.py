@@ -17,6 +17,8 @@ from chumoku.errors import InputError
 from chumoku.images import ImagePreparation
 from chumoku.training.data import decoding, pictures
 from chumoku.training.data.rows import read_rows
+from chumoku.training.data.tables import usable, where_of
+from chumoku.training.objectives.image_classification import check_row
 
 
 def picture(seed: int, kind: str = "PNG") -> bytes:
@@ -75,21 +77,41 @@ def test_pictures_by_class(kind: str, tmp_path: Path) -> None:
 def test_a_damaged_picture_is_rejected(kind: str, tmp_path: Path) -> None:
     bad = {"cat/cut.png": picture(4)[:80], "cat/no.jpg": b"<html>", "cat/empty.png": b""}
     path = packed(kind, tmp_path, bad | {"cat/good.png": picture(5), "top.png": picture(6)})
-    table = read_rows(path, max_rejects=1.0)
+    table = usable(read_rows(path, max_rejects=1.0), check_row, 1.0)
     assert [row["file"] for row in table.rows] == ["cat/good.png"]
-    named = {reject.file.removeprefix(f"{path}/"): reject.reason for reject in table.rejects}
+    named = dict(str(reject).removeprefix(f"{path}/").split(": ", 1) for reject in table.rejects)
     assert set(named) == {*bad, "top.png"}
     assert named["top.png"] == "the picture lies in no folder of a class"
     assert "no image that can be read" in named["cat/no.jpg"]
     with pytest.raises(InputError, match="4 of 5 rows are bad"):
-        read_rows(path)
+        usable(read_rows(path, max_rejects=1.0), check_row, 0.7)
+
+
+def test_pictures_know_their_place(tmp_path: Path) -> None:
+    path = packed("zip", tmp_path, {"cat/a.png": picture(1)})
+    assert where_of(read_rows(path).rows[0], 0) == f"{path}/cat/a.png"
+    digits = read_rows("sklearn:digits:test").rows
+    assert where_of(digits[9], 0) == "sklearn:digits:test:10"
+
+
+def test_pictures_that_a_file_names(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(picture(1))
+    (tmp_path / "b.png").write_bytes(picture(2)[:80])
+    file = tmp_path / "rows.csv"
+    names = "".join(f"{tmp_path}/{name}.png,cat\n" for name in "abc")
+    file.write_text("image,label\n" + names, encoding="utf-8")
+    table = usable(read_rows(file), check_row, 0.7)
+    assert [row["image"] for row in table.rows] == [f"{tmp_path}/a.png"]
+    cut, absent = map(str, table.rejects)
+    assert cut.startswith(f"{file}:3: this is no image that can be read: ")
+    assert absent == f"{file}:4: the row names a picture that is not there: {tmp_path}/c.png"
 
 
 def test_a_picture_of_too_many_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 63)
     path = packed("zip", tmp_path, {"x/a.png": picture(0)})
     with pytest.raises(InputError, match=r"more (pixels )?than is allowed"):
-        read_rows(path)
+        usable(read_rows(path), check_row, 0.0)
 
 
 def test_members_that_lie_outside_or_are_no_files(tmp_path: Path) -> None:
@@ -137,7 +159,7 @@ def test_a_zip_that_lies_about_a_size(tmp_path: Path) -> None:
     raw = path.read_bytes()
     path.write_bytes(raw.replace(struct.pack("<I", 100_000), struct.pack("<I", 1000)))
     with pytest.raises(InputError, match=r"damaged|rows are bad"):
-        read_rows(path)
+        usable(read_rows(path), check_row, 0.0)
 
 
 def test_nothing_to_see(tmp_path: Path) -> None:
@@ -163,6 +185,7 @@ def test_idx(tmp_path: Path) -> None:
     table = read_rows(names, format="idx")
     assert [row["label"] for row in table.rows] == ["3", "1", "4", "1", "5"]
     assert all((row["image"] == own).all() for row, own in zip(table.rows, pixels, strict=True))
+    assert [where_of(row, 0) for row in table.rows] == [f"{names[0]}:{n}" for n in range(1, 6)]
     with pytest.raises(InputError, match=r"pixels of \[5\] and labels of \[5, 3, 4\]"):
         read_rows(names[::-1], format="idx")
     with pytest.raises(InputError, match="pairs of files"):

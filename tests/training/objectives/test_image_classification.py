@@ -188,7 +188,7 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bad_rows(tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
-    with pytest.raises(InputError, match="row 0: there is no such picture"):
+    with pytest.raises(InputError, match="row 0 names a picture that is not there"):
         task(loaded_of(), [{"image": str(tmp_path / "none.png"), "label": "cat"}])
     made = task(loaded_of(), [ROWS[0], {"image": str(broken), "label": "cat"}])
     with pytest.raises(InputError, match=r"row 1: .*broken\.png"):

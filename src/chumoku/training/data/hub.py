@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from chumoku.errors import DependencyError, InputError, SourceError
 from chumoku.training.data.decoding import bound_of
-from chumoku.training.data.tables import Reject, Table, check_columns
+from chumoku.training.data.tables import MappedRows, Reject, Table, check_columns
 
 
 def datasets_library() -> Any:
@@ -48,8 +50,9 @@ def read_parquet(name: str, columns: Mapping[str, str]) -> Table:
 
 
 def read_hub(name: str, columns: Mapping[str, str]) -> Table:
-    """`hf:org/name:split`, `hf:org/name/config:split`; the split is "train" where absent.
+    """`hf:org/name/config@revision:split`; all but the name may be absent; the split then is train.
 
+    A split may be a part of one, `train[:500]`. A column may lie in another: `translation.en`.
     HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT and HF_TOKEN mean what they mean everywhere. Raises
     SourceError.
     """
@@ -67,11 +70,18 @@ def open_hub(name: str, columns: Mapping[str, str]) -> Any:
 
 def _loaded(name: str, *, streaming: bool) -> Any:
     path, _, split = name.removeprefix("hf:").partition(":")
+    path, _, revision = path.partition("@")
     parts = path.split("/", 2)
     config = parts[2] if len(parts) == 3 else None
     load, split = datasets_library().load_dataset, split or "train"
     try:
-        return load("/".join(parts[:2]), config, split=split, streaming=streaming)
+        return load(
+            "/".join(parts[:2]),
+            config,
+            split=split,
+            revision=revision or None,
+            streaming=streaming,
+        )
     except DependencyError:
         raise
     except Exception as error:  # as above
@@ -83,7 +93,12 @@ def _loaded(name: str, *, streaming: bool) -> Any:
 
 
 def _table(data: Any, columns: Mapping[str, str], where: str) -> Table:
-    """Under our names, without the rows that have no value in a column that was asked for."""
+    """Under our names, without the rows that have no value in a column that was asked for.
+
+    Pictures stay the bytes of their files: one that is damaged is for the objective to find.
+    """
+    if any("." in theirs for theirs in columns.values()):
+        data = data.flatten()  # a column of records becomes columns "name.field"
     check_columns(columns, data.column_names, where)
     bad: dict[int, str] = {}
     for theirs in columns.values():
@@ -91,12 +106,28 @@ def _table(data: Any, columns: Mapping[str, str], where: str) -> Table:
         for number, value in enumerate(column):
             if not value.is_valid:
                 bad.setdefault(number, f"no value in column {theirs!r}")
-    if bad:
-        data = data.select([i for i in range(len(data)) if i not in bad])
+    numbers = np.delete(np.arange(len(data)), list(bad))
     moved = {theirs: ours for ours, theirs in columns.items() if ours != theirs}
     data = data.remove_columns([c for c in moved.values() if c in data.column_names])
+    data = data.rename_columns(moved)
+    kind = datasets_library().Image
+    for name in [name for name, feature in data.features.items() if isinstance(feature, kind)]:
+        data = data.cast_column(name, kind(decode=False))
     rejects = tuple(Reject(where, number + 1, bad[number]) for number in sorted(bad))
-    return Table(data.rename_columns(moved), rejects)
+    return Table(MappedRows(data, [0], [where], numbers), rejects)
+
+
+def joined(all_rows: Sequence[MappedRows]) -> MappedRows:
+    """The rows of several sources, one behind the other; they stay on the disk."""
+    data = datasets_library().concatenate_datasets([rows.data for rows in all_rows])
+    before = np.cumsum([0, *(len(rows.data) for rows in all_rows[:-1])]).tolist()
+    shifted = list(zip(all_rows, before, strict=True))
+    return MappedRows(
+        data,
+        [start + shift for rows, shift in shifted for start in rows.starts],
+        [name for rows in all_rows for name in rows.names],
+        np.concatenate([rows.numbers + shift for rows, shift in shifted]),
+    )
 
 
 def _has_gap(data: Any, name: str) -> bool:

@@ -1,7 +1,8 @@
 """Pictures with a class each: folders, tar and zip files of folders, IDX files, and digits.
 
 A row is {"image", "label"}: an image is what chumoku.images takes (a path, a file's bytes, pixels).
-Every picture is decoded once while it is read; one that is damaged is rejected.
+Pictures are not opened here: objectives/image_classification.py finds those that are damaged, from
+whatever source.
 """
 
 from __future__ import annotations
@@ -16,16 +17,14 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from chumoku.errors import ChumokuError, DependencyError, InputError
-from chumoku.images import ImagePreparation
+from chumoku.errors import DependencyError, InputError
 from chumoku.training.data.decoding import Bounded, bound_of, contents
-from chumoku.training.data.tables import Reject, Table
+from chumoku.training.data.tables import FileRow, Reject, Table
 
 ENDINGS: Final = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 MOST_BYTES: Final = 256 << 20
 """Of one picture's file."""
 ARCHIVE: Final = re.compile(r"(.+?\.(?:tar|tar\.gz|tgz|zip))(?::(.*))?", re.IGNORECASE)
-PLAIN: Final = ImagePreparation(size=None, rescale=None, mean=None, std=None)
 
 
 class Member(NamedTuple):
@@ -52,28 +51,18 @@ def read_pictures(name: str) -> Table:
         members = _in_folder(Path(name))
     else:
         members = _in_archive(Path(archive[1]), archive[2] or "")
-    rows: list[dict[str, Any]] = []
+    rows: list[FileRow] = []
     rejects: list[Reject] = []
-    for number, (place, image) in enumerate(members, 1):
-        fault = _fault(place, image)
-        if fault is None:
-            rows.append({"image": image, "label": place.parent.name, "file": str(place)})
+    for place, image in members:
+        where, label = f"{name}/{place}", place.parent.name
+        if label:
+            rows.append(FileRow({"image": image, "label": label, "file": str(place)}, where, 0))
         else:
-            rejects.append(Reject(f"{name}/{place}", number, fault))
+            rejects.append(Reject(where, 0, "the picture lies in no folder of a class"))
     if not rows and not rejects:
         advice = "FOLDER/CLASS/picture.png"
         raise InputError("no pictures in folders of classes", where=name, advice=advice)
     return Table(rows, tuple(rejects))
-
-
-def _fault(place: PurePosixPath, image: bytes | str) -> str | None:
-    if not place.parent.name:
-        return "the picture lies in no folder of a class"
-    try:
-        PLAIN([image])
-    except ChumokuError as error:
-        return error.what
-    return None
 
 
 def _in_folder(folder: Path) -> Iterator[Member]:
@@ -145,7 +134,7 @@ def read_idx(names: list[str]) -> Table:
     """Pairs of IDX files (the format of MNIST's page): pixels, labels. Also as .gz."""
     if not names or len(names) % 2:
         raise InputError("IDX data is pairs of files: the pictures, then their labels")
-    rows: list[dict[str, Any]] = []
+    rows: list[FileRow] = []
     for name, of_labels in zip(names[::2], names[1::2], strict=True):
         pixels, labels = _idx(name), _idx(of_labels)
         if pixels.ndim != 3 or labels.shape != pixels.shape[:1]:
@@ -154,8 +143,7 @@ def read_idx(names: list[str]) -> Table:
                 where=name,
                 advice="name the pictures [N, H, W] first, then the labels [N]",
             )
-        pairs = zip(pixels, labels.tolist(), strict=True)
-        rows += [{"image": image, "label": str(label)} for image, label in pairs]
+        rows += _labelled(pixels, labels.tolist(), name)
     return Table(rows)
 
 
@@ -188,5 +176,10 @@ def read_digits(name: str) -> Table:
     digits = load_digits()
     pixels = (digits.images * 15.9375).round().astype(np.uint8)
     chosen = (np.arange(len(pixels)) % 5 == 0) == (part == "test")
-    pairs = zip(pixels[chosen], digits.target[chosen].tolist(), strict=True)
-    return Table([{"image": image, "label": str(label)} for image, label in pairs])
+    return Table(_labelled(pixels[chosen], digits.target[chosen].tolist(), name))
+
+
+def _labelled(pixels: np.ndarray[Any, Any], labels: list[int], name: str) -> list[FileRow]:
+    """pixels [N, H, W] of a source, and a label for each."""
+    pairs = enumerate(zip(pixels, labels, strict=True), 1)
+    return [FileRow({"image": image, "label": str(label)}, name, n) for n, (image, label) in pairs]

@@ -21,6 +21,7 @@ from chumoku.training.data.formats import Found
 from chumoku.training.data.json_rows import read_contexts, read_json, read_jsonl
 from chumoku.training.data.tables import (
     FileRow,
+    MappedRows,
     Reject,
     Table,
     check_columns,
@@ -101,7 +102,7 @@ def read_rows(
     else:
         table = _joined([_read_one(name, format, encoding, columns or {}) for name in names])
     check_rejects(table.rejects, len(table.rows), max_rejects)
-    rows = table.rows if limit is None else _first(table.rows, limit)
+    rows = table.rows[:limit]
     if not len(rows):
         raise InputError("there are no rows", where=", ".join(names))
     found = len(table.rows) + len(table.rejects)
@@ -200,7 +201,10 @@ def _damage_in(value: Any, encoding: str) -> str | None:
 
 
 def _parallel(names: list[str], encoding: str | None, detokenise: Sequence[str]) -> Table:
-    """Pairs of files with as many lines. -> {"source", "target"}; a pair with a gap is rejected."""
+    """Pairs of files with as many lines. -> {"source", "target"}; a pair with a gap is rejected.
+
+    A row's place is that of its source.
+    """
     if len(detokenise) not in (0, 2) or not set(detokenise) <= set(DETOKENISERS):
         raise InputError(
             f"{list(detokenise)} are not two of {', '.join(DETOKENISERS)}",
@@ -209,7 +213,7 @@ def _parallel(names: list[str], encoding: str | None, detokenise: Sequence[str])
     if len(names) % 2:
         raise InputError("parallel text is pairs of files: the sources, then the targets")
     cleaners = [DETOKENISERS[name] for name in detokenise] or [str.strip, str.strip]
-    rows: list[dict[str, str]] = []
+    rows: list[FileRow] = []
     rejects: list[Reject] = []
     encodings: dict[str, str] = {}
     for pair in zip(names[::2], names[1::2], strict=True):
@@ -228,7 +232,7 @@ def _parallel(names: list[str], encoding: str | None, detokenise: Sequence[str])
                 rejects.append(Reject(pair[side], number, faults[side] or ""))
                 continue
             source, target = (clean(t.strip()) for clean, t in zip(cleaners, both, strict=True))
-            rows.append({"source": source, "target": target})
+            rows.append(FileRow({"source": source, "target": target}, pair[0], number))
     return Table(rows, tuple(rejects), encodings)
 
 
@@ -243,11 +247,7 @@ def _joined(tables: list[Table]) -> Table:
         return tables[0]
     rejects = tuple(reject for table in tables for reject in table.rejects)
     encodings = {name: own for table in tables for name, own in table.encodings.items()}
-    if all(hasattr(table.rows, "features") for table in tables):  # stays on the disk
-        joined = hub.datasets_library().concatenate_datasets([table.rows for table in tables])
-        return Table(joined, rejects, encodings)
+    mapped = [table.rows for table in tables if isinstance(table.rows, MappedRows)]
+    if len(mapped) == len(tables):
+        return Table(hub.joined(mapped), rejects, encodings)
     return Table([row for table in tables for row in table.rows], rejects, encodings)
-
-
-def _first(rows: Any, limit: int) -> Any:
-    return rows.select(range(min(limit, len(rows)))) if hasattr(rows, "select") else rows[:limit]

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final, overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from chumoku.errors import InputError
 
 
 @dataclass(frozen=True)
 class Reject:
-    """A row that could not be used. line: from 1; without lines, the number of the row."""
+    """A row that could not be used. line: from 1; without lines, the number of the row; 0: the row
+    is the whole file."""
 
     file: str
     line: int
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.reason}"
+        return f"{place_of(self.file, self.line)}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class Table:
     rows there were, good and bad, before a limit.
     """
 
-    rows: Sequence[Mapping[str, Any]]
+    rows: Sequence[FileRow]
     rejects: tuple[Reject, ...] = ()
     encodings: Mapping[str, str] = field(default_factory=dict)
     source: str = ""
@@ -46,7 +51,7 @@ class Table:
 
 
 class FileRow(dict[str, Any]):
-    """A row that knows where it begins, so that a fault found later can say so."""
+    """A row that knows its place, as a Reject does, so that a fault found later can say so."""
 
     __slots__ = ("file", "line")
 
@@ -55,9 +60,58 @@ class FileRow(dict[str, Any]):
         self.file, self.line = file, line
 
 
+def place_of(file: str, line: int) -> str:
+    return f"{file}:{line}" if line else file
+
+
 def where_of(row: Any, number: int) -> str:
     """For messages: "train.csv:101", or "row 9" where the file is not known."""
-    return f"{row.file}:{row.line}" if isinstance(row, FileRow) else f"row {number}"
+    return place_of(row.file, row.line) if isinstance(row, FileRow) else f"row {number}"
+
+
+FETCHED: Final = 100
+"""Rows that are fetched from the disk together while all are gone through."""
+
+
+@dataclass(frozen=True, eq=False)
+class MappedRows(Sequence[FileRow]):
+    """Rows that stay on the disk, as those of Parquet and of the hub do.
+
+    data: a Dataset of the datasets library, of one source or of several joined. starts, names:
+    where in it each source begins, and what it is called. numbers: which of its rows these are.
+    """
+
+    data: Any
+    starts: Sequence[int]
+    names: Sequence[str]
+    numbers: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> FileRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> MappedRows: ...
+    def __getitem__(self, index: int | slice) -> FileRow | MappedRows:
+        if isinstance(index, slice):
+            return replace(self, numbers=self.numbers[index])
+        number = int(self.numbers[index])
+        return self._placed(self.data[number], number)
+
+    def __iter__(self) -> Iterator[FileRow]:
+        for start in range(0, len(self), FETCHED):
+            numbers = self.numbers[start : start + FETCHED]
+            columns = self.data[numbers]
+            for values, number in zip(zip(*columns.values(), strict=True), numbers, strict=True):
+                yield self._placed(dict(zip(columns, values, strict=True)), int(number))
+
+    def _placed(self, record: Mapping[str, Any], number: int) -> FileRow:
+        source = bisect_right(self.starts, number) - 1
+        return FileRow(record, self.names[source], number - self.starts[source] + 1)
+
+    def select(self, places: Sequence[int]) -> MappedRows:
+        return replace(self, numbers=self.numbers[np.asarray(places, dtype=np.int64)])
 
 
 def digest_of(rows: Iterable[Any]) -> str:
@@ -115,17 +169,15 @@ def check_rejects(bad: Sequence[Reject], good: int, share: float, shown: int = 5
 def usable(table: Table, check: Callable[[Mapping[str, Any], int], object], share: float) -> Table:
     """The table without the rows for which `check` raises InputError; they become rejects.
 
-    Rows that stay on the disk, as the hub's do, are left as they are. Raises InputError where more
-    than a share of all rows is then rejected.
+    Rows that stay on the disk do so. Raises InputError where more than a share of all rows is then
+    rejected.
     """
-    good: list[FileRow] = []
+    good: list[int] = []
     bad: list[Reject] = []
     for number, row in enumerate(table.rows):
-        if not isinstance(row, FileRow):
-            return table
         try:
             check(row, number)
-            good.append(row)
+            good.append(number)
         except InputError as error:
             reason = error.what.replace(where_of(row, number), "the row")
             bad.append(Reject(row.file, row.line, reason))
@@ -133,7 +185,9 @@ def usable(table: Table, check: Callable[[Mapping[str, Any], int], object], shar
     check_rejects(rejects, table.found - len(rejects), share)
     if not good:
         raise InputError("there are no rows that can be used", where=table.source)
-    return replace(table, rows=good, rejects=tuple(rejects))
+    rows = table.rows
+    kept = rows.select(good) if isinstance(rows, MappedRows) else [rows[n] for n in good]
+    return replace(table, rows=kept, rejects=tuple(rejects))
 
 
 def of_one_kind(rows: Sequence[FileRow]) -> tuple[list[FileRow], list[Reject]]:

@@ -43,6 +43,8 @@ from chumoku.training.objectives.text_rows import (
 from chumoku.training.task import Examples, Loss, Task, generator
 
 HEADS: Final = ("image-classification", "distilled-classification")
+PLAIN: Final = ImagePreparation(size=None, rescale=None, mean=None, std=None)
+"""Opens a picture, and leaves it as it is."""
 
 # ---- what is drawn for an example ----
 
@@ -185,6 +187,24 @@ class Pictures:
 # ---- the task ----
 
 
+def picture_of(row: Row, number: int) -> Picture:
+    """Raises InputError where a row has none, or a path that leads to no file."""
+    picture = value_of(row, "image", number)
+    if isinstance(picture, Mapping):  # as the datasets library stores a picture
+        picture = picture.get("bytes") or picture.get("path")
+        if not picture:
+            raise InputError(f"the picture of {where_of(row, number)} is empty")
+    if isinstance(picture, str | os.PathLike) and not os.path.isfile(picture):
+        raise InputError(f"{where_of(row, number)} names a picture that is not there: {picture}")
+    return picture  # type: ignore[no-any-return]
+
+
+def check_row(row: Row, number: int) -> None:
+    """Raises InputError for a row that cannot be learnt from: each picture is opened once."""
+    value_of(row, "label", number)
+    PLAIN([picture_of(row, number)])
+
+
 def labels_of(rows: Sequence[Row]) -> tuple[str, ...]:
     """The names for a new head: those in the rows, sorted."""
     if not len(rows):
@@ -270,12 +290,7 @@ def _read(
     pictures: list[Picture] = []
     targets = []
     for number, row in enumerate(reported(rows, progress, what)):
-        picture = value_of(row, "image", number)
-        if isinstance(picture, Mapping):  # as the datasets library stores a picture
-            picture = picture.get("bytes") or picture.get("path")
-        if isinstance(picture, str | os.PathLike) and not os.path.isfile(picture):
-            raise InputError(f"row {number}: there is no such picture", where=picture)
-        pictures.append(picture)
+        pictures.append(picture_of(row, number))
         targets.append(number_of(value_of(row, "label", number), labels, where_of(row, number)))
     return pictures, targets
 

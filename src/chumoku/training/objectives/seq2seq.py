@@ -31,6 +31,7 @@ from chumoku.tasks import common
 from chumoku.tasks.generation import effective
 from chumoku.text.encoding import Tokenizer
 from chumoku.text.marian import MarianTokenizer
+from chumoku.training.data.tables import where_of
 from chumoku.training.objectives import encoded
 from chumoku.training.objectives.encoded import Progress
 from chumoku.training.objectives.masked_lm import check_head
@@ -138,15 +139,21 @@ class Texts:
     target: str
 
 
+def check_row(row: Mapping[str, Any], number: int) -> None:
+    """Raises InputError for a row that cannot be learnt from."""
+    where = where_of(row, number)
+    for name in ("source", "target"):
+        if not isinstance(row.get(name), str):
+            raise InputError(f"{where} has no text {name!r}, but {row.get(name)!r:.60}")
+    if not row["source"].strip():
+        raise InputError(f"the source of {where} is empty")
+
+
 def checked_rows(rows: Sequence[Mapping[str, Any]], prefix: str) -> list[Texts]:
     """Rows with "source", "target" and, where they differ by row, "prefix". Raises InputError."""
     found = []
     for number, row in enumerate(rows):
-        for name in ("source", "target"):
-            if not isinstance(row.get(name), str):
-                raise InputError(f"row {number} has no text {name!r}, but {row.get(name)!r:.60}")
-        if not row["source"].strip():
-            raise InputError(f"the source of row {number} is empty")
+        check_row(row, number)
         front = row.get("prefix")
         found.append(Texts((prefix if front is None else front) + row["source"], row["target"]))
     if not found:

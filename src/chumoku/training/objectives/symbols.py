@@ -21,6 +21,7 @@ from chumoku.errors import ConfigError, InputError
 from chumoku.loading import Loaded
 from chumoku.models import bert
 from chumoku.tasks import common
+from chumoku.training.data.tables import where_of
 from chumoku.training.objectives import masked_lm
 from chumoku.training.objectives.masked_lm import Masked, Masking
 from chumoku.training.objectives.vocabulary import EVALUATION_SEED
@@ -37,18 +38,25 @@ def sequences_of(rows: Sequence[Any]) -> list[list[Symbol]]:
     A string with spaces holds one symbol between two of them, any other one symbol a character.
     Raises InputError.
     """
-    found: list[list[Symbol]] = []
-    for number, row in enumerate(rows):
-        value = row.get("symbols") if isinstance(row, Mapping) else row
-        if isinstance(value, str):
-            value = value.split() if " " in value.strip() else list(value.strip())
-        fits = isinstance(value, list | tuple) and all(isinstance(s, str | int) for s in value)
-        if not fits or not value:
-            raise InputError(f"row {number} is no sequence of symbols: {value!r:.60}")
-        found.append(list(value))
+    found = [_sequence_of(row, number) for number, row in enumerate(rows)]
     if not found:
         raise InputError("there are no sequences")
     return found
+
+
+def _sequence_of(row: Any, number: int) -> list[Symbol]:
+    value = row.get("symbols") if isinstance(row, Mapping) else row
+    if isinstance(value, str):
+        value = value.split() if " " in value.strip() else list(value.strip())
+    fits = isinstance(value, list | tuple) and all(isinstance(s, str | int) for s in value)
+    if not fits or not value:
+        raise InputError(f"{where_of(row, number)} is no sequence of symbols: {value!r:.60}")
+    return list(value)
+
+
+def check_row(row: Any, number: int) -> None:
+    """Raises InputError for a row that is no sequence."""
+    _sequence_of(row, number)
 
 
 def collect(rows: Sequence[Any]) -> tuple[Symbol, ...]:
@@ -136,12 +144,13 @@ def task(
 
     def examples(some: Sequence[Any], seed: int) -> SymbolSequences:
         found = []
-        for row, sequence in enumerate(sequences_of(some)):
+        for place, sequence in enumerate(sequences_of(some)):
+            row = where_of(some[place], place)
             unknown = next((s for s in sequence if s not in number), None)
             if unknown is not None:
-                raise InputError(f"row {row} has {unknown!r}, which is not in the vocabulary")
+                raise InputError(f"{row} has {unknown!r}, which is not in the vocabulary")
             if limit is not None and len(sequence) > limit:
-                raise InputError(f"row {row} has {len(sequence)} symbols, the model takes {limit}")
+                raise InputError(f"{row} has {len(sequence)} symbols, the model takes {limit}")
             found.append(torch.tensor([number[s] for s in sequence], dtype=torch.int32))
         return SymbolSequences(found, masking, seed)
 
