@@ -135,8 +135,10 @@ def test_whole_numbers_stand_for_floats_but_not_the_reverse() -> None:
 
 @pytest.mark.parametrize("name", VERBS)
 def test_a_wish_becomes_a_recipe(name: str, tmp_path: Path) -> None:
-    columns = {"text_column": "本文"} if VERBS[name].columns else {}
-    wish = Wish("m", ("t.csv",), columns=columns, adapter="lora", epochs=2, seed=3)
+    verb = VERBS[name]
+    columns = {next(iter(verb.columns)): "本文"}
+    choices = ("甲", "乙") if verb.choices else ()
+    wish = Wish("m", ("t.csv",), columns=columns, choices=choices, adapter="lora", epochs=2, seed=3)
     recipe = recipe_of(name, wish)
     assert recipe.model.source == "m"
     assert recipe.adapter.kind == "lora"

@@ -82,6 +82,11 @@ def finetune(
     pair_column: str | None = None,
     label_column: str | None = None,
     target_column: str | None = None,
+    question_column: str | None = None,
+    context_column: str | None = None,
+    answer_column: str | None = None,
+    system_column: str | None = None,
+    choice_column: Many = None,
     epochs: float | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
@@ -117,6 +122,11 @@ def finetune(
         pair_column: the file's name of the second text.
         label_column: the file's name of the label (tags, score).
         target_column: the file's name of the text to be made.
+        question_column: the file's name of the question (for chat, of what the user says).
+        context_column: the file's name of the text that holds the answer (--text-column too).
+        answer_column: the file's name of the answer, a text.
+        system_column: the file's name of the system prompt.
+        choice_column: the file's name of a choice (once for each of them, in order).
         epochs: times through the data.
         batch_size: examples of a step.
         learning_rate: at its highest; 5e-5, with an adapter 2e-4.
@@ -145,6 +155,10 @@ def finetune(
         "pair_column": pair_column,
         "label_column": label_column,
         "target_column": target_column,
+        "question_column": question_column,
+        "context_column": context_column,
+        "answer_column": answer_column,
+        "system_column": system_column,
     }
     wish = Wish(
         model=model,
@@ -153,6 +167,7 @@ def finetune(
         test=tuple(test or ()),
         format=format,
         columns={name: theirs for name, theirs in columns.items() if theirs is not None},
+        choices=tuple(choice_column or ()),
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,

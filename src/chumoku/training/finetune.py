@@ -33,8 +33,9 @@ from chumoku.training.signals import StoppedError
 
 @dataclass(frozen=True)
 class Verb:
-    """kind: [task] kind. columns: the task's columns, by the option that renames each. verb: the
-    command that uses the result. options: of the task. epochs, batch_size: where not asked for.
+    """kind: [task] kind. columns: the task's columns, by the option that renames each; one may have
+    two options. verb: the command that uses the result. options: of the task. epochs, batch_size:
+    where not asked for. choices: it has choices, whose columns can be named.
     """
 
     kind: str
@@ -43,6 +44,7 @@ class Verb:
     options: Mapping[str, Any] = field(default_factory=dict)
     epochs: float = 3.0
     batch_size: int = 32
+    choices: bool = False
 
 
 Number = TypeVar("Number", int, float)
@@ -51,17 +53,23 @@ TEXT: Final = {"text_column": "text"}
 PAIR: Final = {"text_column": "text", "pair_column": "pair"}
 LABEL: Final = {"label_column": "label"}
 WORDS: Final = {"text_column": "words", "label_column": "tags"}
+ASKED: Final = {"question_column": "text"}
+CONTEXT: Final = {"context_column": "context", "text_column": "context"}
+FOUND: Final = {"question_column": "question", "answer_column": "answer"} | CONTEXT
+SAID: Final = {"question_column": "user", "answer_column": "assistant", "system_column": "system"}
 TURNED: Final = {"text_column": "source", "target_column": "target"}
 
 VERBS: Final = {
     "classify": Verb("classification", TEXT | LABEL, "classify"),
     "pair": Verb("classification", PAIR | LABEL, "classify"),
     "ner": Verb("token-classification", WORDS, "ner"),
-    "qa": Verb("question-answering", {"text_column": "context"}, "qa", epochs=2.0, batch_size=16),
-    "multiple-choice": Verb("multiple-choice", TEXT | LABEL, "multiple-choice", batch_size=16),
+    "qa": Verb("question-answering", FOUND, "qa", epochs=2.0, batch_size=16),
+    "multiple-choice": Verb(
+        "multiple-choice", TEXT | ASKED | LABEL, "multiple-choice", batch_size=16, choices=True
+    ),
     "embed": Verb("sentence-embedding", PAIR | {"label_column": "score"}, "similarity"),
     "image": Verb("image-classification", {"text_column": "image"} | LABEL, "classify-image"),
-    "chat": Verb("chat", {}, "chat", batch_size=8),
+    "chat": Verb("chat", SAID, "chat", batch_size=8),
     "translate": Verb("seq2seq", TURNED, "translate", {"score": "bleu"}),
     "summarize": Verb("seq2seq", TURNED, "summarize", {"score": "rouge"}, batch_size=8),
 }
@@ -76,7 +84,8 @@ ADAPTER_RATE: Final = 2e-4
 @dataclass(frozen=True)
 class Wish:
     """What a user says. model, train, evaluation, test: as in a recipe. columns: option -> the
-    file's column. adapter: none, lora, rslora, dora; quantised: the base is, or becomes, blocks.
+    file's column; choices: those of the choices. adapter: none, lora, rslora, dora; quantised: the
+    base is, or becomes, blocks.
     """
 
     model: str
@@ -85,6 +94,7 @@ class Wish:
     test: tuple[str, ...] = ()
     format: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
+    choices: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     epochs: float | None = None
     batch_size: int | None = None
@@ -109,6 +119,9 @@ def recipe_of(name: str, wish: Wish) -> Recipe:
     verb = VERBS[name]
     adapted = wish.adapter != "none"
     rate = _given(wish.learning_rate, ADAPTER_RATE if adapted else FULL_RATE)
+    if wish.choices and not verb.choices:
+        raise _no_option(name, "choice_column")
+    choices = {"choice_columns": list(wish.choices)} if wish.choices else {}
     length = {} if wish.max_length is None else _length(verb.kind, wish.max_length)
     return Recipe(
         about=About(title=f"finetune {name}"),
@@ -128,7 +141,7 @@ def recipe_of(name: str, wish: Wish) -> Recipe:
             columns=_columns(name, _fitting(verb, wish), wish.columns),
             holdout=0.0 if wish.evaluation else 0.1,
         ),
-        task={"kind": verb.kind, **verb.options, **length, **wish.options},
+        task={"kind": verb.kind, **verb.options, **length, **choices, **wish.options},
         adapter=AdapterSection(kind=wish.adapter, rank=wish.rank, alpha=2.0 * wish.rank),
         training=Settings(
             epochs=_given(wish.epochs, verb.epochs),
@@ -174,16 +187,28 @@ def _fitting(verb: Verb, wish: Wish) -> Verb:
 
 
 def _columns(name: str, verb: Verb, given: Mapping[str, str]) -> dict[str, str]:
-    found = {}
+    found: dict[str, str] = {}
     for option, theirs in given.items():
         if option not in verb.columns:
-            flags = ", ".join(f"--{known.replace('_', '-')}" for known in verb.columns)
-            raise InputError(
-                f"finetune {name} has no --{option.replace('_', '-')}",
-                advice=f"it has {flags}" if flags else "its rows have fixed columns",
-            )
-        found[verb.columns[option]] = theirs
+            raise _no_option(name, option)
+        ours = verb.columns[option]
+        if ours in found:
+            both = [_flag(one) for one in given if verb.columns.get(one) == ours]
+            raise InputError(f"{' and '.join(both)} mean the same column: give one of them")
+        found[ours] = theirs
     return found
+
+
+def _no_option(name: str, option: str) -> InputError:
+    verb = VERBS[name]
+    known = [*verb.columns, *(["choice_column"] if verb.choices else [])]
+    return InputError(
+        f"finetune {name} has no {_flag(option)}", advice=f"it has {', '.join(map(_flag, known))}"
+    )
+
+
+def _flag(option: str) -> str:
+    return f"--{option.replace('_', '-')}"
 
 
 def next_commands(name: str, folder: Path) -> list[str]:

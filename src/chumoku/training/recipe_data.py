@@ -13,6 +13,7 @@ from chumoku.errors import ConfigError, InputError
 from chumoku.training.data.order import permuted
 from chumoku.training.data.rows import Table, own_format, read_rows
 from chumoku.training.data.streaming import RowStream, row_stream
+from chumoku.training.data.tables import naming
 from chumoku.training.recipe import DataSection, Recipe
 
 ENDS: Final = (".tar", ".tar.gz", ".zip")
@@ -111,7 +112,7 @@ def column_of(rows: Any, column: str | None) -> Any:
     if column not in rows[0]:
         raise InputError(
             f"the rows have no column {column!r}",
-            advice=f"they have {', '.join(map(str, rows[0]))}; say which is meant: [data] columns",
+            advice=naming(column, rows[0]),
         )
     return [row[column] for row in rows]
 

@@ -193,3 +193,63 @@ def test_an_answer_without_content_is_never_learnt_as_none(answer: dict[str, Any
     row = {"messages": [SINGLE[0], {"role": "assistant"} | answer]}
     with pytest.raises(InputError, match="row 0 has no list of messages with role and content"):
         chat.checked_messages([row])
+
+
+# ---- forms of rows ----
+
+ASKED = {"role": "user", "content": "猫は?"}
+SAID = {"role": "assistant", "content": "いる。"}
+SYSTEM = {"role": "system", "content": "短く。"}
+ABOUT = {"role": "user", "content": "要約せよ。\n\n猫がいる。"}
+SHARED = [{"from": "human", "value": "猫は?"}, {"from": "gpt", "value": "いる。"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"user": "猫は?", "assistant": "いる。"}, [ASKED, SAID]),
+        ({"question": "猫は?", "answer": "いる。", "system": ""}, [ASKED, SAID]),
+        ({"question": "猫は?", "answer": "いる。", "system": "短く。"}, [SYSTEM, ASKED, SAID]),
+        ({"instruction": "猫は?", "input": "", "output": "いる。"}, [ASKED, SAID]),
+        ({"instruction": "要約せよ。", "input": "猫がいる。", "output": "いる。"}, [ABOUT, SAID]),
+        (
+            {"instruction": "要約せよ。", "context": "猫がいる。", "response": "いる。"},
+            [ABOUT, SAID],
+        ),
+        ({"prompt": "猫は?", "completion": "いる。"}, [ASKED, SAID]),
+        ({"prompt": [SYSTEM, ASKED], "completion": [SAID]}, [SYSTEM, ASKED, SAID]),
+        ({"conversations": SHARED}, [ASKED, SAID]),
+        ({"conversations": [ASKED, SAID], "system": "短く。"}, [SYSTEM, ASKED, SAID]),
+        ({"messages": [SYSTEM, ASKED, SAID], "system": "長く。"}, [SYSTEM, ASKED, SAID]),
+        ({"messages": [ASKED, SAID], "question": "犬は?", "answer": "いない。"}, [ASKED, SAID]),
+        ({"user": "猫は?", "assistant": "いる。", "messages": SINGLE}, [ASKED, SAID]),
+        ({"user": "猫は?", "answer": "いる。", "context": "犬"}, [ASKED, SAID]),
+    ],
+)
+def test_every_form_is_the_same_conversation(row: Any, expected: Any) -> None:
+    assert chat.checked_messages([row]) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"question": "猫は?"}, "(?s)row 0 has no messages, and no answer: .*--answer-column"),
+        (
+            {"質問": "a", "回答": "b"},
+            "(?s)no question: .*there are 質問, 回答; --data.columns.user",
+        ),
+        ({"question": " ", "answer": "b"}, "'question' of row 0 is empty"),
+        ({"question": "a", "answer": ""}, "'answer' of row 0 is empty"),
+        ({"question": "a", "answer": 3}, "'answer' of row 0 is not a text but int"),
+        ({"instruction": "a", "input": ["b"], "output": "c"}, "'input' of row 0 is not a text"),
+        ({"conversations": [{"from": "observation", "value": "a"}]}, "(?s)no list.*human"),
+        ({"conversations": [{"from": "human"}]}, "no list of messages"),
+        ({"conversations": [{"from": ["human"], "value": "a"}]}, "no list of messages"),
+        ({"messages": "猫は?"}, "no list of messages"),
+        ({"messages": [ASKED, "いる。"]}, "no list of messages"),
+        ({"messages": SINGLE, "system": 3}, "'system' of row 0 is not a text"),
+    ],
+)
+def test_rows_that_are_no_conversation(row: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        chat.check_row(row, 0)

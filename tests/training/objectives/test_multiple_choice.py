@@ -14,7 +14,7 @@ from chumoku.errors import InputError
 from chumoku.loading import Loaded
 from chumoku.models import bert, distilbert
 from chumoku.tasks.choice import multiple_choice as verb
-from chumoku.training.objectives.multiple_choice import choice_loss, scores, task
+from chumoku.training.objectives.multiple_choice import choice_loss, question_of, scores, task
 
 BERT = bert.Config(
     max_positions=64,
@@ -122,6 +122,59 @@ def test_scores_are_the_verbs() -> None:
 def test_bad_rows(row: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         task(loaded_of(), [row])
+
+
+LETTERED = {"question": "?", "A": "猫", "B": "犬", "C": "鳥"}
+FROM_ONE = {"question": "?", "choice1": "猫", "choice2": "犬", "choice3": "鳥"}
+NAMED = {"question": "?", "選択肢１": "猫", "選択肢２": "犬", "選択肢３": "鳥", "choices": "x"}
+NAMES = ("選択肢１", "選択肢２", "選択肢３")
+LISTED = {"question": "?", "choices": ["猫", "犬", "鳥"]}
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "labels"),
+    [
+        (LETTERED, {}, {"A": 0, "C": 2, "鳥": 2, "0": 0, 1: 1}),
+        (LETTERED, {"count_from": 1}, {"A": 0, "1": 0, "3": 2}),
+        (FROM_ONE, {}, {1: 0, "3": 2, "choice2": 1, "犬": 1, "B": 1}),
+        (FROM_ONE, {"count_from": 0}, {0: 0, "2": 2, "choice2": 1}),
+        (NAMED, {"choice_columns": NAMES}, {"1": 0, "３": 2, "選択肢２": 1, " 犬 ": 1}),
+        (NAMED, {"choice_columns": NAMES[1:]}, {"2": 0, "3": 1, "鳥": 1, "A": 0}),
+        (LISTED, {}, {0: 0, "2": 2, "鳥": 2, "C": 2}),
+        (LISTED | {"choices": ["B", "A"]}, {}, {"A": 1, "1": 1}),  # a text goes before a letter
+        (LISTED | {"text": "!"}, {"choice_columns": ["question", "text"]}, {"!": 1}),
+        (LETTERED | {"C": ""}, {}, {"B": 1}),  # a short row
+    ],
+)
+def test_every_form_of_choices_and_labels(row: Any, options: Any, labels: Any) -> None:
+    for label, target in labels.items():
+        found = question_of(row | {"label": label}, 0, **options)
+        assert (found.text, found.target) == (row.get("text", "?"), target)
+        assert len(found.choices) > target
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "message"),
+    [
+        (LETTERED | {"label": "D"}, {}, "none of its 3 choices"),
+        (LETTERED | {"label": "3"}, {}, "(?s)none of its 3 choices.*0 to 2;.*--task.count_from=0"),
+        (LETTERED | {"C": "", "label": "C"}, {}, "none of its 2 choices"),
+        (LETTERED | {"label": ""}, {}, "none of its 3 choices"),
+        (FROM_ONE | {"label": 0}, {}, "(?s)none of its 3 choices.*1 to 3"),
+        (FROM_ONE | {"label": 3}, {"count_from": 0}, "none of its 3 choices"),
+        (NAMED | {"label": 1}, {}, "the choices of row 0 are no list"),
+        (
+            NAMED | {"label": 1},
+            {"choice_columns": ["選択肢１", "選択肢4"]},
+            "(?s)row 0 has no '選択肢4'.*there are question, 選択肢１.*--choice-column",
+        ),
+        (NAMED | {"label": 1}, {"choice_columns": NAMES[:1]}, "row 0 has 1 choices"),
+        ({"label": 0, "A": "猫", "B": "犬"}, {}, "row 0 has no 'text'"),
+    ],
+)
+def test_bad_choices_and_labels(row: Any, options: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        question_of(row, 0, **options)
 
 
 def test_long_texts_are_counted() -> None:

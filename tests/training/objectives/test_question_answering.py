@@ -228,6 +228,56 @@ def test_both_forms_of_answers() -> None:
     assert question_of(dict(ROWS[2], answers=[]), 0).answers == ()
 
 
+PLAIN = {"question": "誰?", "context": "京子さんは東京都から京都に行く。"}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"answer": " 東京都 "}, (("東京都", 5, False),)),
+        ({"answer": "京都"}, (("京都", 6, True),)),  # inside 東京都 first
+        ({"answer": "京都", "answer_start": ""}, (("京都", 6, True),)),
+        ({"answer": "京都", "answer_start": "10"}, (("京都", 10, False),)),
+        ({"answer": "京都", "answer_start": "10.0"}, (("京都", 10, False),)),
+        ({"answer": "京子", "answer_start": 0}, (("京子", 0, False),)),
+        ({"answer": ""}, ()),
+        ({"answer": "", "answer_start": "-1"}, ()),
+        ({"answer": {"text": ["京都"], "answer_start": [10]}}, (("京都", 10, False),)),
+        ({"answer": "京子", "answers": {"text": [], "answer_start": []}}, (("京子", 0, False),)),
+    ],
+)
+def test_an_answer_as_a_text(given: Any, expected: Any) -> None:
+    assert question_of(PLAIN | given, 0).answers == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"answer": "大阪"}, "the answer '大阪' of row 0 is not in its context"),
+        ({"answer": "京都", "answer_start": "9"}, "'京都' of row 0 is not at 9; 'ら京' is"),
+        ({"answer": "京都", "answer_start": "9.5"}, "answer_start of row 0 is no whole number"),
+        ({"answer": "京都", "answer_start": "inf"}, "no whole number"),
+        ({"answer": "京都", "answer_start": 10**400}, "no whole number"),
+        ({"answer": "京都", "answer_start": [10]}, "no whole number"),
+        ({"answer": ["京都"]}, "the answers of row 0 are"),
+        ({}, r"(?s)row 0 has no 'answer'.*there are question, context; --data\.columns\.answer="),
+    ],
+)
+def test_a_text_that_is_no_answer(given: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        question_of(PLAIN | given, 0)
+
+
+def test_what_was_guessed_is_said() -> None:
+    made = task(
+        loaded_of(kind="japanese"), [PLAIN | {"answer": text} for text in ("京都", "", "京子")]
+    )
+    assert made.examples.notes == (
+        "1 of 3 questions have no answer in their context",
+        "1 answers stand more than once: the first place is learnt",
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

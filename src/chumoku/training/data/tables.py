@@ -143,26 +143,40 @@ def renamed(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, 
     return others | {ours: record[theirs] for ours, theirs in columns.items()}
 
 
+def naming(ours: str, there: Iterable[Any]) -> str:
+    """Advice where our column is not found: the columns that there are, and how to name one."""
+    return (
+        f"there are {', '.join(map(str, there))}; --data.columns.{ours}=NAME says which is meant "
+        f"(in a recipe [data] columns.{ours}, in rows of your own the key {ours!r})"
+    )
+
+
 def check_columns(columns: Mapping[str, str], there: Sequence[str], where: str) -> None:
     """Raise InputError for a column that is in no row, naming those that there are."""
-    for name in columns.values():
+    for ours, name in columns.items():
         if there and name not in there:
             raise InputError(
                 f"there is no column {name!r}",
                 where=where,
-                advice=f"there are {', '.join(sorted(map(str, there)))}",
+                advice=naming(ours, sorted(map(str, there))),
             )
 
 
-def check_rejects(bad: Sequence[Reject], good: int, share: float, shown: int = 5) -> None:
-    """Raise InputError where more than a share of all rows was rejected."""
+def check_rejects(
+    bad: Sequence[Reject], good: int, share: float, shown: int = 5, advice: str = ""
+) -> None:
+    """Raise InputError where more than a share of all rows was rejected.
+
+    advice: how to mend what all of them have in common.
+    """
     total = len(bad) + good
     if len(bad) <= share * total:
         return
     more = f"; and {len(bad) - shown} more" if len(bad) > shown else ""
     raise InputError(
         f"{len(bad)} of {total} rows are bad: {'; '.join(map(str, bad[:shown]))}{more}",
-        advice=f"mend them, or allow them: --data.max_rejects={len(bad) / total + 5e-4:.3f}",
+        advice=advice
+        or f"mend them, or allow them: --data.max_rejects={len(bad) / total + 5e-4:.3f}",
     )
 
 
@@ -174,17 +188,21 @@ def usable(table: Table, check: Callable[[Mapping[str, Any], int], object], shar
     """
     good: list[int] = []
     bad: list[Reject] = []
+    advice = ""
     for number, row in enumerate(table.rows):
         try:
             check(row, number)
             good.append(number)
         except InputError as error:
             reason = error.what.replace(where_of(row, number), "the row")
+            advice = advice or error.advice
             bad.append(Reject(row.file, row.line, reason))
     rejects = sorted([*table.rejects, *bad], key=lambda reject: (reject.file, reject.line))
-    check_rejects(rejects, table.found - len(rejects), share)
+    # Where no row is good, it is the columns that are wrong, and more rejects would not help.
+    mending = "" if good else advice
+    check_rejects(rejects, table.found - len(rejects), share, advice=mending)
     if not good:
-        raise InputError("there are no rows that can be used", where=table.source)
+        raise InputError("there are no rows that can be used", where=table.source, advice=advice)
     rows = table.rows
     kept = rows.select(good) if isinstance(rows, MappedRows) else [rows[n] for n in good]
     return replace(table, rows=kept, rejects=tuple(rejects))

@@ -26,14 +26,12 @@ from chumoku.tasks.generation import effective
 from chumoku.text import marked
 from chumoku.text.chat import encode_marked, render_chat
 from chumoku.text.encoding import Tokenizer
-from chumoku.training.data.tables import where_of
 from chumoku.training.objectives import causal_lm, encoded
 from chumoku.training.objectives.causal_lm import Row
+from chumoku.training.objectives.conversations import Message, checked_messages, messages_of
 from chumoku.training.objectives.encoded import Progress
 from chumoku.training.objectives.masked_lm import check_head
 from chumoku.training.task import IGNORED, Task
-
-Message = Mapping[str, Any]
 
 STRADDLING: Final = 2
 """So many tokens at the end of a prompt may come out differently when text follows them."""
@@ -191,30 +189,6 @@ class Rows:
 # ---- the task ----
 
 
-def checked_messages(rows: Sequence[Any]) -> list[Sequence[Message]]:
-    """Lists of {"role", "content"}, both texts, from such lists and from rows with "messages".
-
-    Raises InputError.
-    """
-    return [messages_of(row, number) for number, row in enumerate(rows)]
-
-
-def messages_of(row: Any, number: int) -> Sequence[Message]:
-    """A row's messages. Raises InputError: a template would write None for absent content."""
-    messages = encoded.field_of(row, "messages")
-    fits = isinstance(messages, list | tuple) and all(
-        isinstance(m, Mapping) and all(isinstance(m.get(k), str) for k in ("role", "content"))
-        for m in messages
-    )
-    if not fits:
-        raise InputError(
-            f"{where_of(row, number)} has no list of messages with role and content",
-            where="messages",
-            advice="both are texts; leave out messages without content",
-        )
-    return messages  # type: ignore[no-any-return]
-
-
 def check_row(row: Any, number: int) -> None:
     """Raises InputError for a row that cannot be learnt from."""
     messages_of(row, number)
@@ -274,7 +248,7 @@ def task(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Task:
-    """Learn to answer. rows: see checked_messages().
+    """Learn to answer. rows: messages, or a question and an answer, see checked_messages().
 
     length: most tokens of a row (default: what the model takes, at most 512); longer conversations
     are cut, and `examples.notes` says how many. packing: several conversations share a row, without

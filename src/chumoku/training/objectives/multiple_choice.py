@@ -8,10 +8,12 @@ Shape letters: B batch (rows), C choices, T position.
 
 from __future__ import annotations
 
+import re
+import string
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import count
-from typing import Any, NamedTuple
+from itertools import count, takewhile
+from typing import Any, Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -104,17 +106,37 @@ def loss(model: nn.Module, batch: ChoiceBatch) -> Loss:
 # ---- rows ----
 
 
-def choices_of(row: Row, number: int) -> list[str]:
-    """A list in "choices", or texts in "choice0", "choice1", … as JCommonsenseQA has them.
+LETTERS: Final = string.ascii_uppercase
 
-    A choice that is None or empty is none (in a table, short rows have such). Raises InputError.
+
+def columns_of(row: Row, number: int, named: Sequence[str] = ()) -> list[str]:
+    """The columns of the choices: those named; else none where the row has a list "choices"; else
+    choice0 (or choice1) and those that follow it, or A, B, ….
+
+    Raises InputError for a column that is named and absent.
     """
-    given = row.get("choices")
-    if given is None:
-        names = (f"choice{n}" for n in count())
-        given = []
-        while (name := next(names)) in row:
-            given.append(row[name])
+    for name in named:
+        if name not in row:
+            raise InputError(
+                f"{where_of(row, number)} has no {name!r}",
+                where="choice_columns",
+                advice=f"there are {', '.join(map(str, row))}; [task] choice_columns, or "
+                "--choice-column of finetune, names those of the choices",
+            )
+    if named or row.get("choices") is not None:
+        return list(named)
+    counted = [(f"choice{n}" for n in count(first)) for first in (0, 1)]
+    found = ([*takewhile(row.__contains__, names)] for names in (*counted, LETTERS))
+    return next(filter(None, found), [])
+
+
+def choices_of(row: Row, number: int, columns: Sequence[str] = ()) -> list[str]:
+    """The texts in the columns, or, without any, the list in "choices".
+
+    A last choice that is None or empty is none (short rows of a table have such). Raises
+    InputError.
+    """
+    given = [row[name] for name in columns] if columns else row.get("choices") or []
     if isinstance(given, str) or not isinstance(given, Sequence):
         raise InputError(f"the choices of {where_of(row, number)} are no list", where="choices")
     while given and given[-1] in (None, ""):
@@ -123,7 +145,8 @@ def choices_of(row: Row, number: int) -> list[str]:
         raise InputError(
             f"{where_of(row, number)} has {len(given)} choices",
             where="choices",
-            advice='two at least: a list "choices", or columns "choice0", "choice1", …',
+            advice='two at least: a list "choices", or columns "choice0", "choice1", … or others '
+            "that [task] choice_columns names (--choice-column of finetune, one for each)",
         )
     for choice in given:
         if not isinstance(choice, str) or not choice.strip():
@@ -134,25 +157,56 @@ def choices_of(row: Row, number: int) -> list[str]:
     return list(given)
 
 
-def target_of(row: Row, number: int, choices: Sequence[str]) -> int:
-    """The right choice's place, from 0, or its text. Raises InputError."""
-    label = value_of(row, "label", number)
-    name = name_of(label)
-    if name.isdecimal() and int(name) < len(choices):
-        return int(name)
-    if label in choices:
-        return choices.index(label)
+def numbers_of(columns: Sequence[str], size: int, count_from: int | None = None) -> list[int]:
+    """The choices' numbers: those at the ends of their columns' names, else from 0 on.
+
+    count_from: the first one, where labels count otherwise.
+    """
+    ends = [re.search(r"\d+$", name) for name in columns[:size]] if count_from is None else []
+    own = [int(end[0]) for end in ends if end is not None]
+    if own and len(own) == len(ends):
+        return own
+    return list(range(count_from or 0, (count_from or 0) + size))
+
+
+class Question(NamedTuple):
+    """target: which of the choices is right, from 0."""
+
+    text: str
+    choices: list[str]
+    target: int
+
+
+def question_of(
+    row: Row, number: int, choice_columns: Sequence[str] = (), count_from: int | None = None
+) -> Question:
+    """See task(). Raises InputError for a row that cannot be learnt from.
+
+    What a label may be is asked in order: a number, a column, a choice's text, a letter.
+    """
+    text = string_of(row, "question" if "question" in row and "text" not in row else "text", number)
+    columns = columns_of(row, number, choice_columns)
+    choices = choices_of(row, number, columns)
+    size, label = len(choices), value_of(row, "label", number)
+    name, numbers = name_of(label), numbers_of(columns, size, count_from)
+    if name.isdecimal() and int(name) in numbers:
+        return Question(text, choices, numbers.index(int(name)))
+    for known in (columns[:size], [choice.strip() for choice in choices], LETTERS[:size]):
+        if name and name in known:
+            return Question(text, choices, known.index(name))
     raise InputError(
-        f"the label {label!r:.60} of {where_of(row, number)} is none of its {len(choices)} choices",
+        f"the label {label!r:.60} of {where_of(row, number)} is none of its {size} choices",
         where="label",
-        advice=f"give the choice itself, or its place: 0 to {len(choices) - 1}",
+        advice=f"give the choice itself, its letter or its number, {numbers[0]} to {numbers[-1]}; "
+        "where labels count from 0 or 1 otherwise, say so: --task.count_from=0 (or 1)",
     )
 
 
-def check_row(row: Row, number: int) -> None:
+def check_row(
+    row: Row, number: int, *, choice_columns: Sequence[str] = (), count_from: int | None = None
+) -> None:
     """Raises InputError for a row that cannot be learnt from."""
-    string_of(row, "text", number)
-    target_of(row, number, choices_of(row, number))
+    question_of(row, number, choice_columns, count_from)
 
 
 # ---- the task ----
@@ -163,6 +217,8 @@ def task(
     rows: Sequence[Row],
     *,
     evaluation: Sequence[Row] | None = None,
+    choice_columns: Sequence[str] = (),
+    count_from: int | None = None,
     max_length: int | None = None,
     keep: str = "head",
     metric: str = "accuracy",
@@ -170,8 +226,12 @@ def task(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Task:
-    """Learn to choose. Rows: text, choices (or choice0, choice1, …), label: the right one or its
-    place from 0.
+    """Learn to choose. Rows: text (or question), choices and label, which is the right one.
+
+    The choices are a list, or columns: those of choice_columns, else choice0 (or choice1), … or A,
+    B, …. The label is a choice's text, its column, its letter, or its number, as the columns count,
+    else from 0; from count_from where that is given (COPA has choice1 and choice2, and labels from
+    0). A number goes before a text that is one.
 
     max_length: most tokens of the text with a choice (default: what the model takes, at most 512);
     of a longer one `keep` stays ("head", "tail", "head+tail"), and `examples.notes` says how many
@@ -186,9 +246,9 @@ def task(
         encode = Encoder(tokenizer, limit, keep)
         found = []
         for number, row in enumerate(encoded.reported(checked_rows(some), progress, what)):
-            choices, text = choices_of(row, number), string_of(row, "text", number)
-            texts = tuple(encode(text, choice) for choice in choices)
-            found.append(Example(texts, target_of(row, number, choices)))
+            question = question_of(row, number, choice_columns, count_from)
+            texts = tuple(encode(question.text, choice) for choice in question.choices)
+            found.append(Example(texts, question.target))
         return Rows(found, [max(len(t.ids_T) for t in e.texts) for e in found], encode.notes())
 
     gather = partial(collate, pad=tokenizer.pad_id or 0)

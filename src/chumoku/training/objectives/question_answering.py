@@ -61,10 +61,14 @@ def span_loss(start_BT: Tensor, end_BT: Tensor, mask_BT: Tensor | None, places_B
 
 
 class Gold(NamedTuple):
-    """An answer: context[start : start + len(text)] is text."""
+    """An answer: context[start : start + len(text)] is text.
+
+    repeated: its place was not given, and it stands in the context more than once.
+    """
 
     text: str
     start: int
+    repeated: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,30 +81,68 @@ class Question:
 
 
 def question_of(row: Row, number: int) -> Question:
-    """A row in SQuAD's form. Raises InputError where an answer is not where it is said to be."""
+    """A row of either form, see task().
+
+    Raises InputError where an answer is not where it is said to be, or not in the context at all.
+    """
     question, context = (string_of(row, name, number) for name in ("question", "context"))
-    found, where = value_of(row, "answers", number), where_of(row, number)
+    name = "answers" if row.get("answer") is None and "answers" in row else "answer"
+    found, where = value_of(row, name, number), where_of(row, number)
+    plain = name == "answer" and isinstance(found, str)
+    answers = _plain(found, row, context, where) if plain else _listed(found, where)
+    for text, start, _ in answers:
+        if not text or context[start : start + len(text)] != text or start < 0:
+            there = context[max(start, 0) : max(start, 0) + len(text)]
+            raise InputError(
+                f"the answer {text!r:.60} of {where} is not at {start}; {there!r:.60} is",
+                where=name,
+                advice="answer_start counts code points of the context, from 0",
+            )
+    return Question(question, context, answers)
+
+
+def _listed(found: Any, where: str) -> tuple[Gold, ...]:
+    """Answers in SQuAD's form."""
     try:
         if isinstance(found, Sequence) and not isinstance(found, str):  # as in SQuAD's own files
             pairs = [(one["text"], one["answer_start"]) for one in found]
         else:
             pairs = list(zip(found["text"], found["answer_start"], strict=True))
-        answers = tuple(Gold(str(text), int(start)) for text, start in pairs)
+        return tuple(Gold(str(text), int(start)) for text, start in pairs)
     except (KeyError, TypeError, ValueError):
         raise InputError(
             f"the answers of {where} are {found!r:.80}",
             where="answers",
-            advice='they should be {"text": [...], "answer_start": [...]}',
+            advice='they should be {"text": [...], "answer_start": [...]}, or a text as "answer"',
         ) from None
-    for text, start in answers:
-        if not text or context[start : start + len(text)] != text or start < 0:
-            there = context[max(start, 0) : max(start, 0) + len(text)]
+
+
+def _plain(answer: str, row: Row, context: str, where: str) -> tuple[Gold, ...]:
+    """A text as an answer, at "answer_start" or where the context has it first."""
+    if not answer.strip():
+        return ()
+    given = row.get("answer_start")
+    if given not in (None, ""):
+        try:  # a spreadsheet may have made 42.0 of 42
+            place = float(given)
+            whole = place.is_integer()
+        except (TypeError, ValueError, OverflowError):
+            whole = False
+        if not whole:
             raise InputError(
-                f"the answer {text!r:.60} of {where} is not at {start}; {there!r:.60} is",
-                where="answers",
-                advice="answer_start counts code points of the context, from 0",
+                f"the answer_start of {where} is no whole number: {given!r:.60}",
+                where="answer_start",
             )
-    return Question(question, context, answers)
+        return (Gold(answer, int(place)),)
+    answer = answer.strip()
+    start = context.find(answer)
+    if start < 0:
+        raise InputError(
+            f"the answer {answer!r:.60} of {where} is not in its context",
+            where="answer",
+            advice="it has to stand there letter for letter",
+        )
+    return (Gold(answer, start, context.find(answer, start + 1) >= 0),)
 
 
 def check_row(row: Row, number: int) -> None:
@@ -136,26 +178,33 @@ class Reader:
         examples: list[Example] = []
         asked: list[Question] = []
         encodings: list[Encoding] = []
-        empty = 0
+        empty = unanswered = repeated = 0
         for number, row in enumerate(encoded.reported(checked_rows(rows), progress, what)):
             question = question_of(row, number)
+            unanswered += not question.answers
+            repeated += any(gold.repeated for gold in question.answers)
             for piece in self.windows(question):
                 first, last = place_of(piece, question)
                 examples.append(Example(text_of(piece), (first, last), number))
                 empty += first == last == 0
                 encodings += [piece] if judged else []
             asked += [question] if judged else []
-        notes = [f"{len(rows)} questions are read in {len(examples)} windows"]
-        if empty:
-            notes.append(f"{empty} of these do not hold the answer")
-        return Windows(examples, asked, encodings, notes if len(examples) > len(rows) else [])
+        notes = []
+        if len(examples) > len(rows):
+            notes.append(f"{len(rows)} questions are read in {len(examples)} windows")
+            notes += [f"{empty} of these do not hold the answer"] if empty else []
+        if unanswered:
+            notes.append(f"{unanswered} of {len(rows)} questions have no answer in their context")
+        if repeated:
+            notes.append(f"{repeated} answers stand more than once: the first place is learnt")
+        return Windows(examples, asked, encodings, notes)
 
 
 def place_of(window: Encoding, question: Question) -> tuple[int, int]:
     """(first, last) token of the first answer in this window; (0, 0) where it is not whole."""
     if not question.answers:
         return 0, 0
-    text, start = question.answers[0]
+    text, start, _ = question.answers[0]
     end = start + len(text)
     inside = [i for i, s in enumerate(window.sequences) if s == 1]
     own = [i for i in inside if window.offsets[i][0] < end and window.offsets[i][1] > start]
@@ -230,7 +279,9 @@ def task(
     progress: Progress | None = None,
 ) -> Task:
     """Learn to find answers. Rows: question, context and answers, {"text": [...], "answer_start":
-    [...]} (or a list of {"text", "answer_start"}); empty lists: the context has no answer.
+    [...]} (or a list of {"text", "answer_start"}); empty lists: the context has no answer. Or, as
+    in a plain table, "answer", a text, and where it is known "answer_start"; where it is not, the
+    first place in the context is taken. An empty answer: the context has none.
 
     The first answer is learnt, all of them are right in an evaluation. max_length: most tokens of a
     window, question included (default: what the model takes, at most 512); neighbours share

@@ -18,7 +18,7 @@ from chumoku.errors import ConfigError, InputError
 from chumoku.layers.attention import Batch
 from chumoku.tasks.common import take
 from chumoku.text.encoding import Encoding, Tokenizer
-from chumoku.training.data.tables import where_of
+from chumoku.training.data.tables import naming, where_of
 from chumoku.training.objectives.vocabulary import stacked
 from chumoku.training.task import Examples, to_device
 
@@ -44,7 +44,7 @@ def value_of(row: Row, name: str, number: int) -> Any:
         raise InputError(
             f"{where_of(row, number)} has no {name!r}",
             where=name,
-            advice=f"its columns are {', '.join(map(str, row))}; data.columns can rename them",
+            advice=naming(name, row),
         )
     return value
 
@@ -94,7 +94,9 @@ def number_of(label: Any, labels: Sequence[str], where: str) -> int:
     raise InputError(
         f"the label {label!r} of {where} is none of the model's: {known}",
         where="label",
-        advice="make a head for these labels: load(…, new_head=True, labels=labels_of(rows))",
+        advice="a head is made for the labels of [data] train, unless [model] keep_head keeps the "
+        "model's own: add rows with this label to --train, or leave it out of the others (from "
+        "Python: load(…, new_head=True, labels=labels_of(rows)))",
     )
 
 
