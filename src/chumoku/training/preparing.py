@@ -120,7 +120,9 @@ def prepare(
         rows["train"] = stream_rows(recipe, _streamed_column(kind), places)
     else:
         hold_out(rows, recipe.data.holdout)
-    files = _tokenizer_files(recipe, run_folder, rows["train"])
+    # An alphabet is that of the whole text, as nanoGPT takes it: a letter may be held out.
+    whole = recipe.tokenizer.get("kind") == "characters" and not recipe.data.stream
+    files = _tokenizer_files(recipe, run_folder, known if whole else rows["train"])
     labels = (
         tuple(module.labels_of(known, **_named(module.labels_of, options))) if kind.labels else ()
     )
