@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import cProfile
 import gzip
 import json
 import os
+import pstats
+import random
 import shlex
 import threading
 from collections.abc import Callable
@@ -13,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from chumoku.cli import COMMANDS
+from chumoku.cli import COMMANDS, common
 from chumoku.cli.tokenizer import BLOCK_CHARACTERS
 from chumoku.text import load_tokenizer
 from chumoku.text.training import TokenizerSettings, train_tokenizer
@@ -216,6 +219,68 @@ def test_line_ends_do_not_break_the_table(run: Run, corpus: Path, tmp_path: Path
     run("tokenizer", "train", "--kind", "characters", "--output", folder, corpus)
     lines = run("tokenizer", "show", folder, "a\nc").out.splitlines()
     assert [line.split()[-2] for line in lines[1:4]] == ["a", "⏎", "c"]
+
+
+SHOWN = {
+    "bert": "the [MASK] cats 猫である。ﬁn é\u0301 🙂 \u2028x",
+    "japanese": "吾輩は猫である。\n名前は\tまだ無い。",
+    "t5": "the cat sat  on\r\nthe 猫 mat",
+    "characters": "a\nc, the 猫",
+    "byte-bpe": "猫 sat on the mat\n\n",
+}
+
+
+@pytest.mark.parametrize("name", [*SHOWN])
+def test_show_is_drawn_as_rich_draws_it(
+    name: str, run: Run, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = CASES[name][1] if name in CASES else ("--kind", name)
+    run("tokenizer", "train", *flags, "--output", tmp_path / "made", corpus)
+    quick = run("tokenizer", "show", tmp_path / "made", SHOWN[name]).out
+    monkeypatch.setattr(common, "_is_one_line", lambda cell: False)
+    assert quick == run("tokenizer", "show", tmp_path / "made", SHOWN[name]).out
+    assert len(quick.splitlines()) > 5
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_table_is_drawn_as_rich_draws_it(
+    seed: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wide and combining characters, blanks at both ends, tabs, line ends, a narrow terminal."""
+    dice = random.Random(seed)
+    letters = [*"ab 猫ｱe\u0301🙂\u0644", "👩\u200d🚀", "❤\ufe0f", *"\n\t\u2028"]
+    letters = letters if seed % 3 == 0 else letters[:-3]
+    rows = [
+        [
+            dice.randint(-9, 10**6),
+            "".join(dice.choices(letters, k=dice.randint(0, 9))),
+            dice.random(),
+        ]
+        for _ in range(dice.randint(0, 20))
+    ]
+    monkeypatch.setattr(common, "PIPE_WIDTH", dice.choice([16, 30, 10_000]))
+    found = []
+    for is_one_line in (common._is_one_line, lambda cell: False):
+        monkeypatch.setattr(common, "_is_one_line", is_one_line)
+        common.print_table(["number", "猫", "x"], rows, title="title" if seed % 2 else None)
+        found.append(capsys.readouterr().out)
+    assert found[0] == found[1]
+
+
+def test_showing_a_long_text_costs_little_a_token(run: Run, corpus: Path, tmp_path: Path) -> None:
+    """Counted in calls of functions: a table of rich takes hundreds for each row."""
+    run("tokenizer", "train", "--kind", "characters", "--output", tmp_path / "made", corpus)
+
+    def calls(characters: int) -> int:
+        text = ("the cat sat. " * characters)[:characters]
+        profile = cProfile.Profile()
+        profile.runcall(run, "tokenizer", "show", tmp_path / "made", stdin=text)
+        return int(pstats.Stats(profile).total_calls)  # type: ignore[attr-defined]
+
+    calls(10)  # what is imported once
+    few, some, many = (calls(count) for count in (1000, 2000, 4000))
+    assert (some - few) / 1000 == pytest.approx((many - some) / 2000, rel=0.05)
+    assert (many - some) / 2000 < 120
 
 
 def test_bad_bytes_are_named(run: Run, corpus: Path, tmp_path: Path) -> None:

@@ -23,8 +23,9 @@ from text_samples import (
 )
 
 from chumoku.errors import ConfigError, DependencyError, InputError
-from chumoku.text import load_tokenizer
-from chumoku.text.segmentation import STRETCH, stretches
+from chumoku.text import load_tokenizer, segmentation
+from chumoku.text.alignment import aligned
+from chumoku.text.segmentation import STRETCH, segmenter, stretches
 
 transformers = pytest.importorskip("transformers")
 MASKED = ["私の今日の昼ご飯は[MASK]です。", "LINE株式会社で[MASK]の研究・開発をしている。"]
@@ -225,6 +226,9 @@ def test_a_long_text_does_not_end_the_process() -> None:
         ("a bcdefgh", ["a ", "bcdef", "gh"]),
         ("abcdefghijkl", ["abcde", "fghij", "kl"]),
         ("\n" * 7, ["\n" * 5, "\n" * 2]),
+        ("ab\n\u3000cd", ["ab\n\u3000", "cd"]),
+        ("abcd\n\u3000e", ["abcd", "\n\u3000e"]),
+        ("a\nbc\n\n\nd", ["a\n", "bc", "\n\n\nd"]),
     ],
 )
 def test_a_stretch_ends_where_a_word_does(text: str, parts: list[str]) -> None:
@@ -234,6 +238,39 @@ def test_a_stretch_ends_where_a_word_does(text: str, parts: list[str]) -> None:
 def test_an_ordinary_text_is_one_stretch() -> None:
     text = "猫である。\n" * (STRETCH // 6)
     assert list(stretches(text, STRETCH)) == [text]
+
+
+NEKO = "吾輩は猫である。名前はまだ無い。\n　どこで生れたかとんと見当がつかぬ。\n" * 20
+
+
+@pytest.mark.parametrize(("kind", "most"), [("mecab", "STRETCH"), ("sudachi", "SUDACHI_STRETCH")])
+def test_stretches_change_no_word(
+    kind: str, most: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut every few sentences, a text has the tokens and offsets that it has as a whole."""
+    pytest.importorskip({"mecab": "fugashi", "sudachi": "sudachipy"}[kind])
+    found = []
+    for stretch in (getattr(segmentation, most), 60):
+        monkeypatch.setattr(segmentation, most, stretch)
+        folder = tmp_path / str(stretch)
+        folder.mkdir()
+        tokenizer = load_tokenizer(folder_of(folder, kind, {}, "character"))
+        assert tokenizer is not None
+        found.append(tokenizer.encode(NEKO))
+    assert found[0] == found[1]
+    assert len(found[0]) > 500
+
+
+@pytest.mark.parametrize(
+    "text", ["猫である。" * 20_000, "あ" * 30_000, "𠮷a" * 9_000, "\ufdfa" * 5000]
+)
+def test_sudachi_reads_a_text_beyond_its_limits(text: str) -> None:
+    pytest.importorskip("sudachipy")
+    cut = segmenter("sudachi", {"normalize_text": False}, lower=False, never_split=())
+    words = cut(aligned(text))
+    assert "".join(word.text for word in words) == text
+    places = [word.whole for word in words if word.text]  # Sudachi gives empty ones in U+FDFA
+    assert [start for start, _ in places] == [0, *(end for _, end in places[:-1])]
 
 
 def test_streams(tmp_path: Path) -> None:

@@ -410,6 +410,23 @@ def test_a_known_text_is_one_of_the_vocabulary() -> None:
     assert known_text(letters) == "a"
 
 
+@pytest.mark.parametrize("parse_special", [True, False])
+def test_an_unknown_character_is_named(parse_special: bool, tmp_path: Path) -> None:
+    settings = S("characters", 300, extra_tokens=("<x>",), lowercase=True)
+    made = train_tokenizer(["cab <x>"], settings)
+    made.save(tmp_path / "made")
+    for tokenizer in (made.tokenizer, load_tokenizer(tmp_path / "made")):
+        assert tokenizer is not None
+        tokenizer.encode("CAB<x>a", parse_special=parse_special)
+        with pytest.raises(InputError, match=r"^'é' is not in the vocabulary") as caught:
+            tokenizer.encode("a<x>CABÉü", parse_special=parse_special)
+        assert "--alphabet" in caught.value.advice
+        with pytest.raises(InputError, match=r"^'é' is not in"):
+            tokenizer.encode_plain("aé")
+    known = train_tokenizer(["cab"], S("characters", 300, alphabet="é")).tokenizer
+    assert known.decode(known.encode("aé").ids) == "aé"
+
+
 def test_limits_of_the_alphabet() -> None:
     text = "aaaa bbb cc d " * 2 + "cab bad dab"
     vocab = vocab_txt(train_tokenizer([text], S(vocab_size=100, alphabet_limit=3, alphabet="zb")))

@@ -17,6 +17,7 @@ import chumoku
 from chumoku.cli import main
 from chumoku.errors import ChumokuError, ConfigError, InputError, TrainingError
 from chumoku.quantization.convert import quantized_layers
+from chumoku.text.training import TokenizerSettings, train_tokenizer
 from chumoku.training.data.rows import read_rows
 from chumoku.training.data.tables import usable
 from chumoku.training.finetune import Wish, recipe_of, run_seeds
@@ -477,6 +478,53 @@ def test_rows_that_an_objective_refuses(
     (reject,) = found.rejects
     assert reject.line == 2
     assert reason in reject.reason
+
+
+def letters(folder: Path, text: str) -> dict[str, Any]:
+    """A recipe that learns characters, of which the last tenth is held out."""
+    (folder / "text.txt").write_text(text, encoding="utf-8")
+    sizes = {"n_positions": 8, "n_embd": 8, "n_layer": 1, "n_head": 1}
+    return {
+        "about": {"title": "letters"},
+        "model": {"config": {"model_type": "gpt2", **sizes}},
+        "tokenizer": {"kind": "characters"},
+        "data": {"train": str(folder / "text.txt"), "format": "whole", "holdout": 0.1},
+        "task": {"kind": "causal-lm", "length": 8, "separate": False, "end": False},
+    }
+
+
+def test_a_letter_of_the_held_out_text_is_known(tmp_path: Path) -> None:
+    own = letters(tmp_path, "to be or not to be " * 10 + "é")
+    tokenizer = prepared(own, tmp_path).loaded.tokenizer
+    assert tokenizer is not None
+    assert [tokenizer.id_to_token(n) for n in range(tokenizer.vocab_size)] == sorted(" benorté")
+
+
+def test_a_letter_of_another_text_is_named(tmp_path: Path) -> None:
+    own = letters(tmp_path, "to be or not to be " * 10)
+    (tmp_path / "other.txt").write_text("to bé " * 9, encoding="utf-8")
+    del own["data"]["holdout"]
+    own["data"]["evaluation"] = str(tmp_path / "other.txt")
+    with pytest.raises(
+        InputError, match=r"(?s)'é' is not in the vocabulary.*\[tokenizer\] alphabet"
+    ):
+        prepared(own, tmp_path)
+    own["tokenizer"]["alphabet"] = "é"
+    tokenizer = prepared(own, tmp_path).loaded.tokenizer
+    assert tokenizer is not None
+    assert tokenizer.token_to_id("é") is not None
+
+
+SHAKESPEARE = Path(__file__).parents[3] / "shared/data/shakespeare/input.txt"
+
+
+@pytest.mark.skipif(not SHAKESPEARE.is_file(), reason="the shared data are not here")
+def test_shakespeare_has_65_letters_whatever_is_held_out() -> None:
+    text = SHAKESPEARE.read_text(encoding="utf-8")
+    settings = TokenizerSettings(kind="characters")
+    whole, part = (train_tokenizer([t], settings) for t in (text, text[: round(len(text) * 0.9)]))
+    assert whole.vocab_size == 65
+    assert whole.files == part.files
 
 
 def test_a_faulty_row_is_named_by_its_line(tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from cyclopts import Group, Parameter
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
@@ -317,6 +318,10 @@ def print_json(value: object) -> None:
     print(json.dumps(value, ensure_ascii=False))
 
 
+GAP: Final = 2
+"""Blank columns of the terminal between two of a table."""
+
+
 def print_table(
     columns: Sequence[str],
     rows: Iterable[Sequence[object]],
@@ -328,25 +333,58 @@ def print_table(
     fold: False keeps what is wider than the terminal on one line, for names that get copied. In a
     pipe nothing is folded.
     """
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     kept = [list(row) for row in rows]
-    for number, name in enumerate(columns):
-        numeric = bool(kept) and all(isinstance(row[number], int | float) for row in kept)
-        table.add_column(
-            name,
-            justify="right" if numeric else "left",
-            overflow="fold",
-            no_wrap=numeric,
-        )
-    for row in kept:
-        table.add_row(*(_cell(value) for value in row))
+    cells = [[_cell(value) for value in row] for row in kept]
+    numeric = [
+        bool(kept) and all(isinstance(row[number], int | float) for row in kept)
+        for number in range(len(columns))
+    ]
     console = Console(highlight=False, markup=False, emoji=False)
     if not (fold and console.is_terminal):
         console.width = PIPE_WIDTH
+    widths = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]
+    gaps = GAP * (len(columns) - 1)
+    fits = sum(widths) + gaps <= console.width
+    if fits and all(_is_one_line(cell) for row in cells for cell in row):
+        # Nothing has to be folded: rich draws the head, but would take minutes for 10^6 rows.
+        lines = _drawn(console, columns, [], numeric, widths, title)
+        lines += [_line(row, numeric, widths) for row in cells]
+    else:
+        lines = _drawn(console, columns, cells, numeric, [None] * len(columns), title)
+    print("\n".join(line.rstrip() for line in lines))
+
+
+def _drawn(
+    console: Console,
+    columns: Sequence[str],
+    cells: Sequence[Sequence[str]],
+    numeric: Sequence[bool],
+    widths: Sequence[int | None],
+    title: str | None,
+) -> list[str]:
+    """A table by rich, folded to the console. widths: of the columns; None: as their cells ask."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for name, right, width in zip(columns, numeric, widths, strict=True):
+        justify: Literal["right", "left"] = "right" if right else "left"
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=right, width=width)
+    for row in cells:
+        table.add_row(*row)
     with console.capture() as shown:
         console.print(table)
-    for line in shown.get().splitlines():
-        print(line.rstrip())
+    return shown.get().splitlines()
+
+
+def _is_one_line(cell: str) -> bool:
+    return "\t" not in cell and cell.splitlines() in ([], [cell])
+
+
+def _line(row: Sequence[str], numeric: Sequence[bool], widths: Sequence[int]) -> str:
+    """A row as rich draws it where each cell fits."""
+    parts = []
+    for cell, right, width in zip(row, numeric, widths, strict=True):
+        blank = " " * (width - cell_len(cell))
+        parts.append(blank + cell if right else cell + blank)
+    return (" " * GAP).join(parts)
 
 
 _CONTROLS: Final = {n: 0xFFFD for n in (*range(32), *range(127, 160)) if chr(n) not in "\n\t"}

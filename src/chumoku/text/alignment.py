@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 
 @dataclass(frozen=True)
@@ -74,26 +75,31 @@ def normalize(source: Aligned, form: str) -> Aligned:
     return Aligned("".join(out), starts, ends)
 
 
+TAIL: Final = 32
+"""Characters that decide whether the next one joins them: the last starter and what follows it.
+
+These are ample, and keep a text of a million combining marks linear.
+"""
+
+
 def _chunks(text: str, form: str) -> list[tuple[int, int]]:
     """Cut where the normal form of the whole is the normal forms of the parts, joined."""
     chunks: list[tuple[int, int]] = []
     start, size = 0, len(text)
     for position in range(1, size + 1):
-        if position < size and not _boundary(text[start:position], text[position], form):
+        tail = text[max(start, position - TAIL) : position]
+        if position < size and not _boundary(tail, text[position], form):
             continue
         chunks.append((start, position))
         start = position
     return chunks
 
 
-def _boundary(chunk: str, char: str, form: str) -> bool:
+def _boundary(tail: str, char: str, form: str) -> bool:
     if char.isascii():
         return True  # ASCII never combines with what stands before it
     if unicodedata.combining(char):
         return False
-    # The last starter of the chunk and what follows it decide; 32 characters are ample, and keep
-    # a text of a million combining marks linear.
-    tail = chunk[-32:]
     both = unicodedata.normalize(form, tail + char)  # type: ignore[arg-type]
     apart = unicodedata.normalize(form, tail) + unicodedata.normalize(form, char)  # type: ignore[arg-type]
     return both == apart

@@ -17,6 +17,7 @@ from chumoku.text import engine as engines
 from chumoku.text.decoding import HoldAll, PieceOf, Stream
 from chumoku.text.encoding import Encoding, known_text
 from chumoku.text.files import ROLES, AddedToken
+from chumoku.text.parts import cutter
 
 
 def check_text(text: object) -> str:
@@ -123,6 +124,9 @@ class FastTokenizer:
         self._words_by_space = _words_by_space(spec)
         self._segments = _has_segments(spec["post_processor"])
         unknown = _unknown(spec["model"])
+        self._is_closed = (
+            spec["model"].get("type") == "WordLevel" and engine.token_to_id(unknown or "") is None
+        )
         self.added = {
             index: AddedToken(
                 token.content, index, token.special, token.lstrip, token.rstrip, token.single_word
@@ -169,7 +173,26 @@ class FastTokenizer:
             pair = texts[1] if len(texts) > 1 else None
             return engine.encode(texts[0], pair, add_special_tokens=special)
         except BaseException as error:
-            raise engines.guarded(error, "tokenised") from None
+            refused = engines.guarded(error, "tokenised")
+            raise self._without_token(engine, texts) or refused from None
+
+    def _without_token(self, engine: Engine, texts: list[str]) -> InputError | None:
+        """What to say where a vocabulary has no token for the unknown, and needs one."""
+        if not self._is_closed:
+            return None
+        cut = cutter(self.added.values() if engine is self.engine else ())
+        for text in texts:
+            for segment in (segment for segment in cut(text) if segment.token is None):
+                for piece in _words_of(engine, text[segment.start : segment.end]):
+                    if engine.token_to_id(piece) is None:
+                        return InputError(
+                            f"{piece!r:.40} is not in the vocabulary, which has no token for what "
+                            "is unknown",
+                            advice="Train the tokenizer on texts that have it or with it in its "
+                            "alphabet ([tokenizer] alphabet; tokenizer train: --alphabet), or as "
+                            "family gpt2, whose <|endoftext|> stands for what is unknown.",
+                        )
+        return None
 
     def _read(self, raw: RawEncoding) -> Encoding:
         special = [bool(flag) for flag in raw.special_tokens_mask]
@@ -391,6 +414,15 @@ def _unknown(model: Mapping[str, Any]) -> str | None:
         return str(model["vocab"][place][0])
     name = model.get("unk_token")
     return None if name is None else str(name)
+
+
+def _words_of(engine: Engine, text: str) -> list[str]:
+    """What the model of an engine is given to look up."""
+    if engine.normalizer is not None:
+        text = engine.normalizer.normalize_str(text)
+    if engine.pre_tokenizer is None:
+        return [text]
+    return [word for word, _ in engine.pre_tokenizer.pre_tokenize_str(text)]
 
 
 def _last_id(spec: Mapping[str, Any]) -> int:

@@ -27,6 +27,11 @@ STRETCH: Final = 20_000
 Its costs end at 2^31, where it gives no result and fugashi reads one all the same (SIGSEGV); a word
 costs less than 2^16. It loses what follows 2^16 bytes of white space.
 """
+SUDACHI_STRETCH: Final = 12_000
+"""Characters that Sudachi is given at once: with 4 bytes each they are within its 49,149 bytes."""
+SHORT: Final = 1900
+"""Characters that Sudachi takes whatever they are: written out they may grow, U+FDFA to 33 bytes,
+and must be within 65,535 bytes again."""
 # What a model's config may say to MeCab. Others, such as -o, write files or change the output.
 MECAB_OPTIONS = ("-d", "--dicdir", "-u", "--userdic", "-r", "--rcfile", "-b", "-M", "-E")
 
@@ -142,14 +147,17 @@ def _mecab(options: Mapping[str, Any]) -> Callable[[str], list[str]]:
 def stretches(text: str, most: int) -> Iterator[str]:
     """The text in parts of at most `most` characters, which end where no word goes on, if any may.
 
-    That is behind a line end, else behind a full stop, else behind a space.
+    That is behind a line end, else behind a full stop, else behind a space; white space in a row,
+    which is one word for Sudachi, stays together where it has room.
     """
     start = 0
     while len(text) - start > most:
-        found = (text.rfind(mark, start, start + most) + 1 for mark in "\n。 ")
-        end = next((place for place in found if place > start), start + most)
-        yield text[start:end]
-        start = end
+        part = text[start : start + most].rstrip()  # what is taken off may go on behind it
+        found = (part.rfind(mark) + 1 for mark in "\n。 ")
+        end = next(filter(None, found), len(part) or most)
+        end += len(part[end:]) - len(part[end:].lstrip())
+        yield text[start : start + end]
+        start += end
     yield text[start:]
 
 
@@ -232,10 +240,15 @@ def _sudachi(options: Mapping[str, Any]) -> Callable[[str], list[str]]:
     except Exception as error:
         raise ConfigError(f"Sudachi does not start: {error}"[:200]) from error
 
-    def cut(text: str) -> list[str]:
+    def cut(text: str, most: int = SUDACHI_STRETCH) -> list[str]:
+        return [word for part in stretches(text, most) for word in surfaces(part)]
+
+    def surfaces(part: str) -> list[str]:
         try:
-            return [word.surface() for word in tokenizer.tokenize(text)]
+            return [word.surface() for word in tokenizer.tokenize(part)]
         except Exception as error:
+            if len(part) > SHORT:
+                return cut(part, len(part) // 2)
             raise InputError(f"Sudachi cannot read this text: {error}"[:200]) from error
 
     return cut

@@ -130,7 +130,9 @@ def prepare(
         for name in ("train", "evaluation")
         if name in rows and not isinstance(rows[name], RowStream)
     }
-    files = _tokenizer_files(recipe, run_folder, rows["train"])
+    # An alphabet is that of the whole text, as nanoGPT takes it: a letter may be held out.
+    whole = recipe.tokenizer.get("kind") == "characters" and not recipe.data.stream
+    files = _tokenizer_files(recipe, run_folder, known if whole else rows["train"])
     labels = (
         tuple(module.labels_of(known, **_named(module.labels_of, options))) if kind.labels else ()
     )

@@ -140,7 +140,8 @@ BASE_CHANGES: Final = ("freeze", "freeze_blocks", "reinitialise", "mixout")
 @dataclass(frozen=True)
 class Recipe:
     """The whole of a run. task: {"kind": an objective, …its options}. tokenizer: settings of a
-    tokenizer to train first, on the training texts; empty: none is trained."""
+    tokenizer to train first, on the training texts (characters: also on those that holdout takes
+    from them); empty: none is trained."""
 
     about: About = field(default_factory=About)
     model: ModelSection = field(default_factory=ModelSection)

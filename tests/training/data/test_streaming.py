@@ -218,7 +218,7 @@ def test_streamed_examples_stand_in_a_task(tmp_path: Path) -> None:
 # ---- files of lines ----
 
 
-def all_rows(source: LineRows) -> list[dict[str, Any]]:
+def all_rows(source: Source) -> list[dict[str, Any]]:
     end = {"end": True}
     return list(iter(lambda: next(source, end), end))
 
@@ -230,7 +230,7 @@ def test_bad_lines_of_a_stream_are_named(tmp_path: Path) -> None:
     names = [str(tmp_path / name) for name in "ab"]
     source = LineRows(names, "jsonl", max_rejects=0.5)
     assert [row["a"] for row in all_rows(source)] == [1, 4, 5, 6]
-    assert [str(reject) for reject in source.rejects] == [
+    assert [str(reject) for reject in source.tally.rejects] == [
         f"{names[0]}:3: NaN is no JSON",
         f"{names[0]}:4: byte 0xFF is not utf-8",
         f"{names[1]}:2: not a JSON object",
@@ -239,8 +239,35 @@ def test_bad_lines_of_a_stream_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="3 of 7 rows are bad"):
         all_rows(strict)
     source.start(1)
-    assert source.rejects == []
+    assert source.tally.rejects == []
     assert len(all_rows(source)) == 4
+
+
+def test_bad_rows_of_the_hub_are_named(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    texts = ["a", None, "b", "c", None, "d"]
+    data = datasets.Dataset.from_dict({"text": texts, "n": range(6)})
+
+    def opened(share: float) -> HubRows:
+        return HubRows(data.to_iterable_dataset(), ["text"], "hf:org/pets", share)
+
+    source = opened(0.4)
+    noted: list[str] = []
+    source.note = noted.append
+    bad = [f"hf:org/pets:{n}: no text in 'text' but None; it has text, n" for n in (2, 5)]
+    for epoch in range(2):
+        source.start(epoch)
+        assert [row["text"] for row in all_rows(source)] == ["a", "b", "c", "d"]
+        assert [str(reject) for reject in source.tally.rejects] == bad
+    assert noted == bad * 2
+    source.start(2)
+    assert [next(source)["n"] for _ in range(2)] == [0, 2]
+    again = opened(0.4)
+    again.restore(json.loads(json.dumps(source.state())))
+    assert [row["n"] for row in all_rows(again)] == [3, 5]
+    assert [str(reject) for reject in again.tally.rejects] == bad[1:]
+    with pytest.raises(InputError, match="2 of 6 rows are bad: hf:org/pets:2: no text"):
+        all_rows(opened(0.3))
 
 
 def test_a_stream_of_mostly_bad_lines_stops_early(
@@ -258,8 +285,8 @@ def test_a_line_that_is_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "a").write_text("short\n" + "x" * 500 + "\nend", encoding="utf-8")
     source = LineRows([str(tmp_path / "a")], "text", max_rejects=0.5)
     assert [row["text"] for row in all_rows(source)] == ["short", "end"]
-    assert [reject.line for reject in source.rejects] == [2]
-    assert "characters in a line; the limit is 10" in source.rejects[0].reason
+    assert [reject.line for reject in source.tally.rejects] == [2]
+    assert "characters in a line; the limit is 10" in source.tally.rejects[0].reason
 
 
 def test_files_that_cannot_be_streamed(tmp_path: Path) -> None:

@@ -64,42 +64,94 @@ class Reopened:
         self._rows = self.open(self._epoch, self._row)
 
 
+JUDGED_FROM: Final = 1000
+"""Rows after which the share of bad ones is held against its limit."""
+NOTED: Final = 20
+"""So many bad rows of an epoch are told of one by one."""
+
+
+class Tally:
+    """How many rows an epoch had so far, and which of them are bad.
+
+    InputError is raised where more than max_rejects of them are, after a thousand rows and when
+    judge() is called at the end.
+    """
+
+    def __init__(self, max_rejects: float) -> None:
+        self.max_rejects = max_rejects
+        self.rejects: list[Reject] = []
+        self.start()
+
+    def start(self) -> None:
+        self.rejects.clear()
+        self.rows = self.bad = 0
+
+    def reject(self, bad: Reject, note: Note | None) -> None:
+        self.rows += 1
+        self.bad += 1
+        self.rejects.append(bad)
+        if note is not None and self.bad <= NOTED:
+            note(str(bad))
+        if self.rows >= JUDGED_FROM:
+            self.judge()
+
+    def judge(self) -> None:
+        if self.bad > self.max_rejects * self.rows:
+            check_rejects(self.rejects, self.rows - self.bad, self.max_rejects)
+            # Where the run has gone on in mid-epoch, `rejects` has only those since then.
+            where = self.rejects[-1].file if self.rejects else None
+            raise InputError(f"{self.bad} of {self.rows} rows are bad", where=where)
+
+    def state(self) -> dict[str, Any]:
+        return {"rows": self.rows, "bad": self.bad}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.rows, self.bad = count_in(state, "rows"), count_in(state, "bad")
+
+
 class HubRows:
     """An IterableDataset of the datasets library (`streaming=True`), by its own state_dict.
 
     Do not shuffle it: its shuffling keeps a buffer that no state holds. Windows are shuffled here.
-    texts: columns in which each row must have a text, else InputError is raised.
+    texts: columns in which each row must have a text; a row without is rejected, see Tally. name:
+    what the data set is called.
     """
 
     note: Note | None = None
 
-    def __init__(self, data: Any, texts: Sequence[str] = ()) -> None:
-        self.data, self.texts = data, texts
+    def __init__(
+        self, data: Any, texts: Sequence[str] = (), name: str = "", max_rejects: float = 0.01
+    ) -> None:
+        self.data, self.texts, self.name = data, texts, name
+        self.tally = Tally(max_rejects)
         self._rows: Iterator[Any]
         self._loaded: dict[str, Any] | None
         self._start: dict[str, Any] = data.state_dict()
         self.start(0)
 
     def start(self, epoch: int) -> None:
-        self.restore({"data": self._start})
+        self.tally.start()
+        self.restore({"data": self._start, **self.tally.state()})
 
     def __next__(self) -> Any:
-        row = next(self._rows)
-        self._loaded = None
-        for name in self.texts:
-            if not isinstance(row.get(name), str):
-                raise InputError(
-                    f"a row of the stream has no text in {name!r}: it has {row.get(name)!r:.60}",
-                    where="[data] columns",
-                    advice=f"its columns are {', '.join(map(str, row))}",
-                )
-        return row
+        for row in self._rows:
+            self._loaded = None
+            wrong = next((name for name in self.texts if not isinstance(row.get(name), str)), None)
+            if wrong is None:
+                self.tally.rows += 1
+                return row
+            columns = ", ".join(map(str, row))
+            reason = f"no text in {wrong!r} but {row.get(wrong)!r:.60}; it has {columns}"
+            self.tally.reject(Reject(self.name, self.tally.rows + 1, reason), self.note)
+        self.tally.judge()
+        raise StopIteration
 
     def state(self) -> dict[str, Any]:
         # Until a row is read, the library still says where it stood before it was put back.
-        return {"data": self._loaded or self.data.state_dict()}
+        return {"data": self._loaded or self.data.state_dict(), **self.tally.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
+        self.tally.restore(state)
         try:
             self._loaded = copy.deepcopy(state["data"])
             self.data.load_state_dict(copy.deepcopy(state["data"]))  # which it may change
@@ -112,19 +164,14 @@ LINE_READERS: Final[Mapping[str, Callable[[str], Record | str]]] = {
     "text": lambda line: {"text": line},
     "jsonl": object_of,
 }
-JUDGED_FROM: Final = 1000
-"""Rows after which the share of bad ones is held against its limit."""
-NOTED: Final = 20
-"""So many bad rows of an epoch are told of one by one."""
 
 
 class LineRows:
     """Lines of files of any size, in UTF-8, also .gz: format "text" or "jsonl".
 
     columns: our name -> the file's, for columns in which each row must have a text.
-    Rows that cannot be used are in `rejects`; InputError is raised where they are more than
-    max_rejects of all, after a thousand rows and at the end of an epoch. A state is the place in
-    bytes, so resuming does not read what came before it (but unpacks it again, in a .gz).
+    What cannot be used is rejected, see Tally. A state is the place in bytes, so resuming does not
+    read what came before it (but unpacks it again, in a .gz).
     """
 
     note: Note | None = None
@@ -142,16 +189,15 @@ class LineRows:
             raise InputError(f"{format!r} cannot be read as a stream", advice=f"one of {known}")
         if not names:
             raise InputError("no file is named")
-        self.names, self.format, self.max_rejects = list(names), format, max_rejects
+        self.names, self.format, self.tally = list(names), format, Tally(max_rejects)
         self.columns = columns or {}
-        self.rejects: list[Reject] = []
         self._bytes = sum(map(_size, self.names))
         self.start(0)
 
     def start(self, epoch: int) -> None:
         self._close()
-        self.rejects.clear()
-        self._file = self._line = self._offset = self._rows = self._bad = 0
+        self.tally.start()
+        self._file = self._line = self._offset = 0
 
     def __next__(self) -> Record:
         while True:
@@ -161,15 +207,10 @@ class LineRows:
             text = line.decode("utf-8", "surrogateescape")
             fault = too_long(text) or damage(text, "utf-8")
             found = fault or self._read(text)
-            self._rows += 1
             if not isinstance(found, str):
+                self.tally.rows += 1
                 return found
-            self._bad += 1
-            self.rejects.append(Reject(self.names[self._file], self._line, found))
-            if self.note is not None and self._bad <= NOTED:
-                self.note(str(self.rejects[-1]))
-            if self._rows >= JUDGED_FROM:
-                self._judge()
+            self.tally.reject(Reject(self.names[self._file], self._line, found), self.note)
 
     def _read(self, text: str) -> Record | str:
         """The row of a line under our names, or what is wrong with it."""
@@ -199,7 +240,7 @@ class LineRows:
                 return (line[3:] if first else line).removesuffix(b"\n").removesuffix(b"\r")
             self._close()
             self._file, self._line, self._offset = self._file + 1, 0, 0
-        self._judge()
+        self.tally.judge()
         raise StopIteration
 
     def _opened(self, name: str) -> IO[bytes] | gzip.GzipFile:
@@ -219,17 +260,12 @@ class LineRows:
     def __del__(self) -> None:
         self._close()
 
-    def _judge(self) -> None:
-        if self._bad > self.max_rejects * self._rows:
-            check_rejects(self.rejects, self._rows - self._bad, self.max_rejects)
-            raise InputError(f"{self._bad} of {self._rows} rows are bad", where=self.names[0])
-
     def state(self) -> dict[str, Any]:
-        names = ("file", "line", "offset", "rows", "bad", "bytes")
-        return {name: getattr(self, f"_{name}") for name in names}
+        names = ("file", "line", "offset", "bytes")
+        return {name: getattr(self, f"_{name}") for name in names} | self.tally.state()
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        names = ("file", "line", "offset", "rows", "bad")
+        names = ("file", "line", "offset")
         values = [count_in(state, name) for name in names]
         if values[0] > len(self.names):
             raise CheckpointError(f"there is no file number {values[0]} in the data")
@@ -239,8 +275,9 @@ class LineRows:
                 where=self.names[0],
                 advice="go on with the data of the run, or start a new one",
             )
+        self.tally.restore(state)
         self._close()
-        self._file, self._line, self._offset, self._rows, self._bad = values
+        self._file, self._line, self._offset = values
 
 
 def _size(name: str) -> int:

@@ -134,7 +134,10 @@ def row_stream(
     if hub_names:
         if len(names) > 1:
             raise InputError("a stream is of files, or of one name on the hub", where=hub_names[0])
-        return RowStream(lambda: HubRows(open_hub(names[0], columns), [*columns]), examples)
+        (name,) = names
+        return RowStream(
+            lambda: HubRows(open_hub(name, columns), [*columns], name, max_rejects), examples
+        )
     formats = {format} if format else {format_of(name) for name in names}
     if len(formats) > 1:
         raise InputError(
