@@ -37,7 +37,7 @@ from chumoku.models import transformer
 from chumoku.training import snapshots
 from chumoku.training.data.batching import Batching, Picked
 from chumoku.training.distributed import leave, world_of
-from chumoku.training.loop import Run, _digest
+from chumoku.training.loop import Run
 from chumoku.training.objectives import causal_lm, seq2seq
 from chumoku.training.objectives.causal_lm import Row, row_of
 from chumoku.training.optimisers import OptimiserSettings
@@ -47,6 +47,7 @@ from chumoku.training.schedules import ScheduleSettings
 from chumoku.training.settings import Settings
 from chumoku.training.signals import StoppedError
 from chumoku.training.task import Loss, Task, generator
+from chumoku.training.weights import digest
 from chumoku.training.world import World
 
 GPT2 = runs.CONFIG | {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
@@ -486,7 +487,7 @@ def one_run(
         return 2
     whole = world.whole(model)
     if world.rank == 0:
-        (folder / "weights").write_text(_digest(whole.parameters()))
+        (folder / "weights").write_text(digest(whole.parameters()))
     return 0
 
 
