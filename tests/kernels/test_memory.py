@@ -12,7 +12,9 @@ import pytest
 COUNT_FAULTS = """
 import ctypes
 import resource
-from chumoku.kernels.memory import keep_freed_memory
+import sys
+from chumoku.kernels import memory
+size, count = int(sys.argv[1]) << 20, int(sys.argv[2])
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
 libc.malloc.argtypes = [ctypes.c_size_t]
@@ -20,25 +22,42 @@ libc.free.argtypes = [ctypes.c_void_p]
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    held = [libc.malloc(8 << 20) for _ in range(7)]
+    held = [libc.malloc(size) for _ in range(count)]
     for block in held:
-        ctypes.memset(block, 1, 8 << 20)
+        ctypes.memset(block, 1, size)
     for block in held:
         libc.free(block)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 before = [faults() for _ in range(4)]
-keep_freed_memory()
+getattr(memory, sys.argv[3])()
 print(min(before), max([faults() for _ in range(4)][1:]))
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's limits")
-def test_activations_are_not_asked_for_again() -> None:
-    """Seven blocks of 8 MiB are 14,336 pages, each time; afterwards the first time only."""
+@pytest.mark.parametrize(
+    ("megabytes", "count", "function"),
+    [
+        (8, 7, "keep_freed_memory"),
+        (48, 1, "keep_all_freed_memory"),  # the gradient of BERT's embedding, 384 wide
+        (200, 2, "keep_all_freed_memory"),
+    ],
+)
+def test_memory_is_not_asked_for_again(megabytes: int, count: int, function: str) -> None:
+    """A page has 4 KiB: these are touched each time before, and the first time only afterwards."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", COUNT_FAULTS]
+    command = [sys.executable, "-c", COUNT_FAULTS, str(megabytes), str(count), function]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     before, after = map(int, done.stdout.split())
-    assert before > 10_000
+    assert before > megabytes * count * 200
     assert after < 1000
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's limits")
+def test_the_smaller_limit_does_not_keep_large_blocks() -> None:
+    """Why there are two functions."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", COUNT_FAULTS, "48", "1", "keep_freed_memory"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert int(done.stdout.split()[1]) > 48 * 200

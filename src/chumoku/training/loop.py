@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from chumoku.devices import FLOATS
 from chumoku.errors import CheckpointError, ConfigError, ResourceError, TrainingError
+from chumoku.kernels.memory import keep_all_freed_memory
 from chumoku.training import randomness, snapshots, weights
 from chumoku.training.averaging import EMA, average_snapshots
 from chumoku.training.data.batching import Picked
@@ -118,6 +119,7 @@ class Run:
         self.folder, self.report = folder, report
         self.world: World = Alone() if world is None else world
         self.identity = {"training": asdict(settings), **(identity or {})}
+        keep_all_freed_memory()
         randomness.seed_all(settings.seed + self.world.rank)
         self.batches = batches_of(
             task.examples,
