@@ -31,7 +31,7 @@ from chumoku.tasks import common
 from chumoku.tasks.generation import effective
 from chumoku.text.encoding import Tokenizer
 from chumoku.text.marian import MarianTokenizer
-from chumoku.training.data.tables import where_of
+from chumoku.training.data.tables import naming, where_of
 from chumoku.training.objectives import encoded
 from chumoku.training.objectives.encoded import Progress
 from chumoku.training.objectives.masked_lm import check_head
@@ -144,7 +144,11 @@ def check_row(row: Mapping[str, Any], number: int) -> None:
     where = where_of(row, number)
     for name in ("source", "target"):
         if not isinstance(row.get(name), str):
-            raise InputError(f"{where} has no text {name!r}, but {row.get(name)!r:.60}")
+            raise InputError(
+                f"{where} has no text {name!r}, but {row.get(name)!r:.60}",
+                where=name,
+                advice=naming(name, row),
+            )
     if not row["source"].strip():
         raise InputError(f"the source of {where} is empty")
 
