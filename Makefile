@@ -15,7 +15,7 @@ endif
 demo: .venv/installed
 	.venv/$(BIN)/chumoku demo
 
-.venv/installed: $(FILES) $(shell find src -name '*.py' -o -name '*.cpp' -o -name '*.h')
+.venv/installed: $(FILES) $(shell find src recipes -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.toml')
 	test -d .venv || $(PYTHON) -m venv .venv
 	.venv/$(BIN)/python $(PIP) torch $(TORCH)
 	.venv/$(BIN)/python $(PIP) ".[ja,train]"
