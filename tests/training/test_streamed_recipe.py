@@ -241,7 +241,8 @@ def test_where_a_stream_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(hub, "datasets_library", Library)
     stream = row_stream(["hf:org/name/en:test"], None, {"text": "body"}, 0.0, 9)
     assert stream.first(2) == [{"text": "x"}, {"text": "y"}]
-    assert asked[0] == (("org/name", "en"), {"split": "test", "streaming": True})
+    options = {"split": "test", "revision": None, "streaming": True}
+    assert asked[0] == (("org/name", "en"), options)
     with pytest.raises(InputError, match="no text in 'text'"):
         rows_of(stream)
     with pytest.raises(InputError, match="one name on the hub"):
