@@ -35,7 +35,18 @@ print(min(before), max([faults() for _ in range(4)][1:]))
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's limits")
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's limits")
+
+
+def faults(megabytes: int, count: int, function: str) -> tuple[int, int]:
+    """Pages asked for by so many blocks, in a process of its own: before the call, and after."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", COUNT_FAULTS, str(megabytes), str(count), function]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    return before, after
+
+
 @pytest.mark.parametrize(
     ("megabytes", "count", "function"),
     [
@@ -46,18 +57,12 @@ print(min(before), max([faults() for _ in range(4)][1:]))
 )
 def test_memory_is_not_asked_for_again(megabytes: int, count: int, function: str) -> None:
     """A page has 4 KiB: these are touched each time before, and the first time only afterwards."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", COUNT_FAULTS, str(megabytes), str(count), function]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    before, after = map(int, done.stdout.split())
+    before, after = faults(megabytes, count, function)
     assert before > megabytes * count * 200
     assert after < 1000
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's limits")
 def test_the_smaller_limit_does_not_keep_large_blocks() -> None:
     """Why there are two functions."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", COUNT_FAULTS, "48", "1", "keep_freed_memory"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert int(done.stdout.split()[1]) > 48 * 200
+    _, after = faults(48, 1, "keep_freed_memory")
+    assert after > 48 * 200

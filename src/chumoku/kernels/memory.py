@@ -29,7 +29,7 @@ def keep_all_freed_memory() -> None:
     """Let glibc keep freed memory of any size, for work that asks for the same again and again.
 
     A training step's largest tensors (the gradient of an embedding, logits) are above the 32 MiB
-    below which `keep_freed_memory` works: each step they came new from the system, page by page, 7
+    below which `keep_freed_memory` works: each step they came new from the system, page by page, 4
     to 9 per cent of MiniLM's step. Now they are taken from the heap (mallopt(3): no mmap, no
     trimming below 1 GiB), for the rest of the process. Without glibc it does nothing.
     """

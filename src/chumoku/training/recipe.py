@@ -159,14 +159,13 @@ class Recipe:
                 where="[model] quantise",
                 advice="add an adapter to them",
             )
-        if adapted:
-            for name in BASE_CHANGES:
-                if getattr(self.model, name):
-                    raise ConfigError(
-                        "does not go with an adapter: its base stays as it is, all of it",
-                        where=f"[model] {name}",
-                        advice='leave it out, or train the whole model ([adapter] kind = "none")',
-                    )
+        changes = [name for name in BASE_CHANGES if getattr(self.model, name)]
+        if adapted and changes:
+            raise ConfigError(
+                "does not go with an adapter: its base stays as it is, all of it",
+                where=f"[model] {changes[0]}",
+                advice='leave it out, or train the whole model ([adapter] kind = "none")',
+            )
 
 
 def find_recipe(name: str) -> Path:
