@@ -21,6 +21,7 @@ from chumoku.text.training import TokenizerSettings, train_tokenizer
 from chumoku.training.data.rows import read_rows
 from chumoku.training.data.tables import usable
 from chumoku.training.finetune import Wish, recipe_of, run_seeds
+from chumoku.training.objectives import distillation
 from chumoku.training.preparing import KINDS, Prepared, prepare
 from chumoku.training.progress import read_log
 from chumoku.training.recipe import Recipe, build
@@ -464,20 +465,31 @@ def test_a_picture_that_cannot_be_opened_is_rejected(tmp_path: Path) -> None:
     [
         ("seq2seq", {"source": "a", "target": "b"}, {"source": " ", "target": "b"}, "is empty"),
         ("symbols", {"symbols": "a b"}, {"symbols": ""}, "is no sequence of symbols"),
+        ("pre-training", {"sentences": ["a", "b"]}, {"sentences": [1]}, "nor a list of sentences"),
+        *(
+            (kind, {"text": ""}, {"title": "a"}, "has no 'text'")
+            for kind in ("masked-lm", "causal-lm", "span-corruption", "distillation")
+        ),
     ],
 )
 def test_rows_that_an_objective_refuses(
-    kind: str, good: dict[str, str], bad: dict[str, str], reason: str, tmp_path: Path
+    kind: str, good: dict[str, Any], bad: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
     module = importlib.import_module(f"chumoku.training.objectives.{KINDS[kind].module}")
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, [good, bad, good])), encoding="utf-8")
-    assert KINDS[kind].checks
     found = usable(read_rows(path), module.check_row, 0.4)
     assert [row.line for row in found.rows] == [1, 3]
     (reject,) = found.rejects
     assert reject.line == 2
     assert reason in reject.reason
+
+
+def test_a_student_that_classifies_needs_labels(tmp_path: Path) -> None:
+    row = {"text": "a"}
+    distillation.check_row(row, 0, head="masked-lm")
+    with pytest.raises(InputError, match="row 0 has no 'label'"):
+        distillation.check_row(row, 0, head="classification")
 
 
 def letters(folder: Path, text: str) -> dict[str, Any]:
@@ -498,6 +510,19 @@ def test_a_letter_of_the_held_out_text_is_known(tmp_path: Path) -> None:
     tokenizer = prepared(own, tmp_path).loaded.tokenizer
     assert tokenizer is not None
     assert [tokenizer.id_to_token(n) for n in range(tokenizer.vocab_size)] == sorted(" benorté")
+
+
+def test_other_rows_make_another_tokenizer(tmp_path: Path) -> None:
+    """As where a run failed before its first snapshot, and the rows were mended."""
+    made = tmp_path / "tokenizer" / "tokenizer.json"
+    own = letters(tmp_path, "to be or not to be " * 10)
+    own["data"]["holdout"] = 0.0
+    prepared(own, tmp_path)
+    first, at = made.read_bytes(), made.stat().st_mtime_ns
+    prepared(own, tmp_path)
+    assert made.stat().st_mtime_ns == at  # kept
+    prepared(letters(tmp_path, "TO BE OR NOT TO BE " * 10) | {"data": own["data"]}, tmp_path)
+    assert made.read_bytes() != first
 
 
 def test_a_letter_of_another_text_is_named(tmp_path: Path) -> None:

@@ -36,11 +36,11 @@ from chumoku.training.task import Task
 
 @dataclass(frozen=True)
 class Kind:
-    """An objective. module: its file in objectives/. head: what the model needs. labels: the rows
-    have labels, whose names become the head's. described: the objective adds to the config what the
-    labels mean. pools: it says how texts become vectors. streams: it takes a
-    RowStream too. column: only this column of the rows is passed on. checks: it says of each row
-    whether it can be used. files: it has JSON files of its own that go with the model.
+    """An objective. module: its file in objectives/, whose check_row() says whether a row can be
+    used. head: what the model needs. labels: the rows have labels, whose names become the head's.
+    described: the objective adds to the config what the labels mean. pools: it says how texts
+    become vectors. streams: it takes a RowStream too. column: only this column of the rows is
+    passed on. files: it has JSON files of its own that go with the model.
     """
 
     module: str
@@ -50,7 +50,6 @@ class Kind:
     pools: bool = False
     streams: bool = False
     column: str | None = None
-    checks: bool = False
     files: bool = False
 
 
@@ -67,21 +66,17 @@ KINDS: Final = {
     "span-corruption": Kind(
         "span_corruption", "conditional-generation", streams=True, column="text"
     ),
-    "seq2seq": Kind("seq2seq", "conditional-generation", checks=True),
-    "chat": Kind("chat", "causal-lm", checks=True),
-    "symbols": Kind("symbols", "masked-lm", files=True, checks=True),
-    "classification": Kind(
-        "classification", "classification", labels=True, described=True, checks=True
-    ),
-    "token-classification": Kind(
-        "token_classification", "token-classification", labels=True, checks=True
-    ),
-    "question-answering": Kind("question_answering", "question-answering", checks=True),
-    "multiple-choice": Kind("multiple_choice", "multiple-choice", checks=True),
+    "seq2seq": Kind("seq2seq", "conditional-generation"),
+    "chat": Kind("chat", "causal-lm"),
+    "symbols": Kind("symbols", "masked-lm", files=True),
+    "classification": Kind("classification", "classification", labels=True, described=True),
+    "token-classification": Kind("token_classification", "token-classification", labels=True),
+    "question-answering": Kind("question_answering", "question-answering"),
+    "multiple-choice": Kind("multiple_choice", "multiple-choice"),
     "image-classification": Kind(
-        "image_classification", "image-classification", labels=True, described=True, checks=True
+        "image_classification", "image-classification", labels=True, described=True
     ),
-    "sentence-embedding": Kind("sentence_embedding", "encoder", pools=True, checks=True),
+    "sentence-embedding": Kind("sentence_embedding", "encoder", pools=True),
     "distillation": Kind("distillation", ""),
 }
 """[task] kind -> objective."""
@@ -107,18 +102,25 @@ class Prepared:
 
 
 def prepare(
-    recipe: Recipe, run_folder: Path, places: Sequence[Path], device: torch.device
+    recipe: Recipe,
+    run_folder: Path,
+    places: Sequence[Path],
+    device: torch.device,
+    *,
+    first: bool = True,
 ) -> Prepared:
-    """Rows, tokenizer, model and task of a recipe."""
+    """Rows, tokenizer, model and task of a recipe. first: of the processes, which lists rejects."""
     options = dict(recipe.task)
     kind = _kind(options.pop("kind", None))
     module = importlib.import_module(f"chumoku.training.objectives.{kind.module}")
     tables = read_data(recipe.data, places)
-    if kind.checks:
-        check = partial(module.check_row, **_named(module.check_row, options))
-        tables = {n: usable(t, check, recipe.data.max_rejects) for n, t in tables.items()}
+    head = {"head": recipe.model.head}
+    check = partial(module.check_row, **_named(module.check_row, options | head))
+    tables = {n: usable(t, check, recipe.data.max_rejects) for n, t in tables.items()}
     notes = _notes_of(tables, run_folder / REJECTS)
-    rejected = write_rejects(tables, run_folder / REJECTS)
+    if first:
+        write_rejects(tables, run_folder / REJECTS)
+    rejected = sum(len(table.rejects) for table in tables.values())
     rows = {name: column_of(table.rows, kind.column) for name, table in tables.items()}
     known = rows.get("train", ())  # with those held out: a rare label may be on one of them alone
     if recipe.data.stream:
@@ -132,7 +134,7 @@ def prepare(
     }
     # An alphabet is that of the whole text, as nanoGPT takes it: a letter may be held out.
     whole = recipe.tokenizer.get("kind") == "characters" and not recipe.data.stream
-    files = _tokenizer_files(recipe, run_folder, known if whole else rows["train"])
+    files = _tokenizer_files(recipe, run_folder, known if whole else rows["train"], digests)
     labels = (
         tuple(module.labels_of(known, **_named(module.labels_of, options))) if kind.labels else ()
     )
@@ -170,8 +172,8 @@ def _notes_of(tables: Mapping[str, Table], listed: Path) -> list[str]:
     return notes
 
 
-def write_rejects(tables: Mapping[str, Table], path: Path) -> int:
-    """A line of JSON for each rejected row; without any no file. Returns how many there are."""
+def write_rejects(tables: Mapping[str, Table], path: Path) -> None:
+    """A line of JSON for each rejected row; without any no file."""
     lines = [
         json.dumps({"part": name, **dataclasses.asdict(reject)}, ensure_ascii=False)
         for name, table in tables.items()
@@ -181,7 +183,6 @@ def write_rejects(tables: Mapping[str, Table], path: Path) -> int:
     if lines:
         with atomic_file(path) as stream:
             stream.write(("\n".join(lines) + "\n").encode())
-    return len(lines)
 
 
 def _kind(name: Any) -> Kind:
@@ -204,14 +205,19 @@ def _streamed_column(kind: Kind) -> str:
     return kind.column
 
 
-def _tokenizer_files(recipe: Recipe, run_folder: Path, rows: Any) -> Path | None:
-    """The folder whose tokenizer files go with the model; None: those of the model's source."""
+def _tokenizer_files(
+    recipe: Recipe, run_folder: Path, rows: Any, digests: Mapping[str, str]
+) -> Path | None:
+    """The folder whose tokenizer files go with the model; None: those of the model's source.
+
+    One that is to be trained is kept for as long as settings and rows stay what they were.
+    """
     if recipe.tokenizer:
         from chumoku.text.training import TokenizerSettings, train_tokenizer
 
         folder = run_folder / "tokenizer"
         settings = build(TokenizerSettings, recipe.tokenizer, "[tokenizer]")
-        made_by = json.dumps(recipe.tokenizer, sort_keys=True)
+        made_by = json.dumps({"settings": recipe.tokenizer, "rows": digests}, sort_keys=True)
         note = folder / "settings.json"
         if not (note.is_file() and note.read_text(encoding="utf-8") == made_by):
             seen = rows.first(STREAMED) if isinstance(rows, RowStream) else rows

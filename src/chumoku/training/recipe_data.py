@@ -13,7 +13,6 @@ from chumoku.errors import ConfigError, InputError
 from chumoku.training.data.order import permuted
 from chumoku.training.data.rows import Table, own_format, read_rows
 from chumoku.training.data.streaming import RowStream, row_stream
-from chumoku.training.data.tables import naming
 from chumoku.training.recipe import DataSection, Recipe
 
 ENDS: Final = (".tar", ".tar.gz", ".zip")
@@ -107,14 +106,7 @@ def _located(source: str, places: Sequence[Path]) -> str | None:
 
 
 def column_of(rows: Any, column: str | None) -> Any:
-    if column is None:
-        return rows
-    if column not in rows[0]:
-        raise InputError(
-            f"the rows have no column {column!r}",
-            advice=naming(column, rows[0]),
-        )
-    return [row[column] for row in rows]
+    return rows if column is None else [row[column] for row in rows]
 
 
 def hold_out(rows: dict[str, Any], share: float, how: str) -> None:

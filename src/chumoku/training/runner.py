@@ -104,7 +104,7 @@ def _train(
     run_folder = folder / "run"
     if world.rank > 0:
         world.wait()  # the first process may have a tokenizer to train
-    prepared = prepare(recipe, run_folder, places, place)
+    prepared = prepare(recipe, run_folder, places, place, first=world.rank == 0)
     if world.rank == 0:
         world.wait()
     model = prepared.loaded.model

@@ -16,7 +16,9 @@ datasets = pytest.importorskip("datasets")
 
 from chumoku.errors import InputError  # noqa: E402
 from chumoku.training.data import decoding  # noqa: E402
+from chumoku.training.data.hub import open_hub  # noqa: E402
 from chumoku.training.data.rows import read_rows  # noqa: E402
+from chumoku.training.data.sources import HubRows  # noqa: E402
 from chumoku.training.data.tables import MappedRows, usable, where_of  # noqa: E402
 from chumoku.training.objectives import image_classification  # noqa: E402
 from chumoku.training.objectives.classification import check_row  # noqa: E402
@@ -130,6 +132,34 @@ def test_a_name_says_config_revision_and_part(monkeypatch: pytest.MonkeyPatch) -
     ]
     with pytest.raises(InputError, match=r"there is no column 'translation\.de'"):
         read_rows("hf:org/pairs", columns={"source": "translation.de"})
+
+
+def test_a_stream_has_columns_in_columns_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"page": {"body": text, "id": n}, "text": "x"} for n, text in enumerate("猫犬鳥")]
+
+    def load(*args: object, streaming: bool, **options: object) -> object:
+        data = datasets.Dataset.from_list(rows)
+        return data.to_iterable_dataset() if streaming else data
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    for columns, texts in (
+        ({"text": "page.body"}, ["猫", "犬", "鳥"]),
+        ({"text": "text"}, ["x"] * 3),
+    ):
+        stream = HubRows(open_hub("hf:org/pages", columns), columns)
+        assert [next(stream)["text"] for _ in range(3)] == texts
+        assert [row["text"] for row in read_rows("hf:org/pages", columns=columns).rows] == texts
+    nested = {"text": "page.body"}
+    stream = HubRows(open_hub("hf:org/pages", nested), nested)
+    next(stream)
+    state, second = stream.state(), next(stream)
+    stream.restore(state)
+    assert next(stream) == second
+    with pytest.raises(InputError, match="there is no column 'pages'"):
+        open_hub("hf:org/pages", {"text": "pages.body"})
+    absent = {"text": "page.title"}
+    with pytest.raises(InputError, match=r"no text in 'page\.title' but None; it has page, text"):
+        next(HubRows(open_hub("hf:org/pages", absent), absent))
 
 
 def test_damaged_parquet(parquet: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -249,7 +249,7 @@ def test_bad_rows_of_the_hub_are_named(tmp_path: Path) -> None:
     data = datasets.Dataset.from_dict({"text": texts, "n": range(6)})
 
     def opened(share: float) -> HubRows:
-        return HubRows(data.to_iterable_dataset(), ["text"], "hf:org/pets", share)
+        return HubRows(data.to_iterable_dataset(), {"text": "text"}, "hf:org/pets", share)
 
     source = opened(0.4)
     noted: list[str] = []

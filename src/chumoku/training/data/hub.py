@@ -60,12 +60,11 @@ def read_hub(name: str, columns: Mapping[str, str]) -> Table:
 
 
 def open_hub(name: str, columns: Mapping[str, str]) -> Any:
-    """The same as an IterableDataset under our names; rows are fetched as they are asked for."""
+    """The same as an IterableDataset with its own names: rows are fetched when asked for."""
     data = _loaded(name, streaming=True)
     if data.column_names is not None:
-        check_columns(columns, data.column_names, name)
-    moved = {theirs: ours for ours, theirs in columns.items() if ours != theirs}
-    return data.rename_columns(moved) if moved else data
+        check_columns({o: t.partition(".")[0] for o, t in columns.items()}, data.column_names, name)
+    return data
 
 
 def _loaded(name: str, *, streaming: bool) -> Any:

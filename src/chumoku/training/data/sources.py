@@ -113,16 +113,20 @@ class HubRows:
     """An IterableDataset of the datasets library (`streaming=True`), by its own state_dict.
 
     Do not shuffle it: its shuffling keeps a buffer that no state holds. Windows are shuffled here.
-    texts: columns in which each row must have a text; a row without is rejected, see Tally. name:
-    what the data set is called.
+    columns: our name -> theirs, for columns in which each row must have a text; a row without is
+    rejected, see Tally. A column may lie in another: `page.body`. name: that of the data set.
     """
 
     note: Note | None = None
 
     def __init__(
-        self, data: Any, texts: Sequence[str] = (), name: str = "", max_rejects: float = 0.01
+        self,
+        data: Any,
+        columns: Mapping[str, str] | None = None,
+        name: str = "",
+        max_rejects: float = 0.01,
     ) -> None:
-        self.data, self.texts, self.name = data, texts, name
+        self.data, self.columns, self.name = data, columns or {}, name
         self.tally = Tally(max_rejects)
         self._rows: Iterator[Any]
         self._loaded: dict[str, Any] | None
@@ -136,12 +140,13 @@ class HubRows:
     def __next__(self) -> Any:
         for row in self._rows:
             self._loaded = None
-            wrong = next((name for name in self.texts if not isinstance(row.get(name), str)), None)
+            found = {theirs: _field(row, theirs) for theirs in self.columns.values()}
+            wrong = next((name for name in found if not isinstance(found[name], str)), None)
             if wrong is None:
                 self.tally.rows += 1
-                return row
+                return renamed({**row, **found}, self.columns)
             columns = ", ".join(map(str, row))
-            reason = f"no text in {wrong!r} but {row.get(wrong)!r:.60}; it has {columns}"
+            reason = f"no text in {wrong!r} but {found[wrong]!r:.60}; it has {columns}"
             self.tally.reject(Reject(self.name, self.tally.rows + 1, reason), self.note)
         self.tally.judge()
         raise StopIteration
@@ -158,6 +163,15 @@ class HubRows:
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{dict(state)!r} is no place in the data") from error
         self._rows = iter(self.data)
+
+
+def _field(record: Mapping[str, Any], name: str) -> Any:
+    """record["page"]["body"] for "page.body"; None where there is none."""
+    outer, dot, inner = name.partition(".")
+    if name in record or not dot:
+        return record.get(name)
+    nested = record.get(outer)
+    return _field(nested, inner) if isinstance(nested, Mapping) else None
 
 
 LINE_READERS: Final[Mapping[str, Callable[[str], Record | str]]] = {

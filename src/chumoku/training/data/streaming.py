@@ -136,7 +136,7 @@ def row_stream(
             raise InputError("a stream is of files, or of one name on the hub", where=hub_names[0])
         (name,) = names
         return RowStream(
-            lambda: HubRows(open_hub(name, columns), [*columns], name, max_rejects), examples
+            lambda: HubRows(open_hub(name, columns), columns, name, max_rejects), examples
         )
     formats = {format} if format else {format_of(name) for name in names}
     if len(formats) > 1:

@@ -29,6 +29,7 @@ from chumoku.training.data.streaming import Changed, RowStream, Stage, Streamed
 from chumoku.training.objectives import encoded
 from chumoku.training.objectives.encoded import Frame, Progress
 from chumoku.training.objectives.masked_lm import check_head
+from chumoku.training.objectives.text_rows import check_text
 from chumoku.training.objectives.vocabulary import (
     Picked,
     cross_entropy,
@@ -199,6 +200,8 @@ def spread(examples: Examples, limit: int | None) -> Some:
 
 
 # ---- the task ----
+
+check_row: Final = check_text
 
 
 class Framed:

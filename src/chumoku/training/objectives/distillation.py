@@ -27,7 +27,7 @@ from chumoku.training.objectives import classification, masked_lm
 from chumoku.training.objectives.classification import ClassBatch, classes_loss
 from chumoku.training.objectives.encoded import Progress
 from chumoku.training.objectives.masked_lm import MaskedBatch, check_head
-from chumoku.training.objectives.text_rows import answer
+from chumoku.training.objectives.text_rows import Row, answer, check_text
 from chumoku.training.objectives.vocabulary import cross_entropy, picked
 from chumoku.training.task import Loss, Task
 
@@ -145,6 +145,22 @@ def classification_loss(
 
 
 # ---- the task ----
+
+
+def check_row(
+    row: Row,
+    number: int,
+    *,
+    head: str | None = None,
+    problem: str = "auto",
+    separator: str | None = None,
+) -> None:
+    """Raises InputError for a row that cannot be learnt from, as the student's head needs it."""
+    if head == "classification":
+        classification.check_row(row, number, problem=problem, separator=separator)
+    else:
+        check_text(row, number)
+
 
 MASKED: Final = {"soft": 5.0, "hard": 2.0, "cosine": 1.0}
 CLASSES: Final = {"soft": 0.5, "hard": 0.5, "cosine": 0.0}

@@ -25,6 +25,7 @@ from chumoku.training.data.packing import integers_in
 from chumoku.training.data.streaming import Changed, RowStream, Stage, Streamed
 from chumoku.training.objectives import encoded
 from chumoku.training.objectives.encoded import Frame, Pieces, Progress
+from chumoku.training.objectives.text_rows import check_text
 from chumoku.training.objectives.vocabulary import (
     EVALUATION_SEED,
     Picked,
@@ -274,6 +275,8 @@ def joined(parts: Sequence[Pieces]) -> Pieces:
 
 
 # ---- the task ----
+
+check_row: Final = check_text
 
 
 def masking_of(

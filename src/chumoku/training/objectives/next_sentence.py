@@ -20,10 +20,12 @@ from torch import Tensor, nn
 
 from chumoku.errors import ConfigError, InputError
 from chumoku.loading import Loaded
+from chumoku.training.data.tables import where_of
 from chumoku.training.metrics import wilson_lower
 from chumoku.training.objectives import encoded, masked_lm
 from chumoku.training.objectives.encoded import Frame, Pieces, Progress
 from chumoku.training.objectives.masked_lm import Masked, MaskedBatch, Masking, joined, mask_example
+from chumoku.training.objectives.text_rows import Row, value_of
 from chumoku.training.objectives.vocabulary import (
     EVALUATION_SEED,
     Picked,
@@ -55,6 +57,19 @@ def sentences_of(text: str) -> list[str]:
     return [part.strip() for part in _ENDS.split(text) if part.strip()]
 
 
+def check_row(row: Row, number: int) -> None:
+    """Raises InputError for a row without "sentences": a text, or a list of texts."""
+    if _as_sentences(value_of(row, "sentences", number)) is None:
+        raise InputError(f"{where_of(row, number)} is neither a text nor a list of sentences")
+
+
+def _as_sentences(value: Any) -> list[str] | None:
+    sentences = sentences_of(value) if isinstance(value, str) else value
+    if isinstance(sentences, list | tuple) and all(isinstance(s, str) for s in sentences):
+        return [s for s in sentences if s.strip()]
+    return None
+
+
 def checked_documents(documents: Sequence[Any]) -> list[list[str]]:
     """Lists of sentences, from such lists, from texts, and from rows with "sentences" or "text".
 
@@ -63,13 +78,10 @@ def checked_documents(documents: Sequence[Any]) -> list[list[str]]:
     found = []
     for number, item in enumerate(documents):
         name = "sentences" if isinstance(item, Mapping) and "sentences" in item else "text"
-        value = encoded.field_of(item, name)
-        sentences = sentences_of(value) if isinstance(value, str) else value
-        if not isinstance(sentences, list | tuple) or not all(
-            isinstance(s, str) for s in sentences
-        ):
+        sentences = _as_sentences(encoded.field_of(item, name))
+        if sentences is None:
             raise InputError(f"document {number} is neither a text nor a list of sentences")
-        found.append([s for s in sentences if s.strip()])
+        found.append(sentences)
     return found
 
 

@@ -31,6 +31,7 @@ from chumoku.training.objectives import encoded, seq2seq
 from chumoku.training.objectives.encoded import Progress
 from chumoku.training.objectives.masked_lm import check_head
 from chumoku.training.objectives.seq2seq import Example
+from chumoku.training.objectives.text_rows import check_text
 from chumoku.training.objectives.vocabulary import EVALUATION_SEED
 from chumoku.training.task import Task, generator
 
@@ -162,6 +163,8 @@ def sentinels_of(tokenizer: Tokenizer) -> list[int]:
 
 
 # ---- the task ----
+
+check_row: Final = check_text
 
 
 class Corruption(NamedTuple):

@@ -53,12 +53,21 @@ def string_of(row: Row, name: str, number: int) -> str:
     """A text that is not empty. Raises InputError."""
     value = value_of(row, name, number)
     if not isinstance(value, str):
-        raise InputError(
-            f"{name!r} of {where_of(row, number)} is not a text but {type(value).__name__}"
-        )
+        raise _no_text(name, row, number, value)
     if not value.strip():
         raise InputError(f"{name!r} of {where_of(row, number)} is empty")
     return value
+
+
+def check_text(row: Row, number: int) -> None:
+    """Raises InputError for a row without a "text". An empty one is a text: a line may be."""
+    if not isinstance(value := value_of(row, "text", number), str):
+        raise _no_text("text", row, number, value)
+
+
+def _no_text(name: str, row: Row, number: int, value: Any) -> InputError:
+    kind = type(value).__name__
+    return InputError(f"{name!r} of {where_of(row, number)} is not a text but {kind}")
 
 
 # ---- label names ----
