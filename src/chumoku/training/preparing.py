@@ -112,11 +112,8 @@ def prepare(
     """Rows, tokenizer, model and task of a recipe. first: of the processes, which lists rejects."""
     options = dict(recipe.task)
     kind = _kind(options.pop("kind", None))
-    module = importlib.import_module(f"chumoku.training.objectives.{kind.module}")
-    tables = read_data(recipe.data, places)
-    head = {"head": recipe.model.head}
-    check = partial(module.check_row, **_named(module.check_row, options | head))
-    tables = {n: usable(t, check, recipe.data.max_rejects) for n, t in tables.items()}
+    module = _module(kind)
+    tables = tables_of(recipe, places)
     notes = _notes_of(tables, run_folder / REJECTS)
     if first:
         write_rejects(tables, run_folder / REJECTS)
@@ -158,6 +155,14 @@ def prepare(
     return Prepared(loaded, task, test, files, tuple(notes), trained, rejected, digests, own)
 
 
+def tables_of(recipe: Recipe, places: Sequence[Path]) -> dict[str, Table]:
+    """The rows of each part of the data; those that the objective cannot use are rejects."""
+    check_row = _module(_kind(recipe.task.get("kind"))).check_row
+    check = partial(check_row, **_named(check_row, {**recipe.task, "head": recipe.model.head}))
+    share = recipe.data.max_rejects
+    return {name: usable(t, check, share) for name, t in read_data(recipe.data, places).items()}
+
+
 def _notes_of(tables: Mapping[str, Table], listed: Path) -> list[str]:
     """What the user should know of the files: rejected rows, and encodings that were found out."""
     notes = []
@@ -193,6 +198,10 @@ def _kind(name: Any) -> Kind:
             advice=f"one of {', '.join(KINDS)}",
         )
     return KINDS[name]
+
+
+def _module(kind: Kind) -> Any:
+    return importlib.import_module(f"chumoku.training.objectives.{kind.module}")
 
 
 def _streamed_column(kind: Kind) -> str:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -20,7 +21,10 @@ from chumoku.training.data.hub import open_hub  # noqa: E402
 from chumoku.training.data.rows import read_rows  # noqa: E402
 from chumoku.training.data.sources import HubRows  # noqa: E402
 from chumoku.training.data.tables import MappedRows, usable, where_of  # noqa: E402
-from chumoku.training.objectives import image_classification  # noqa: E402
+from chumoku.training.objectives import (  # noqa: E402
+    image_classification,
+    token_classification,
+)
 from chumoku.training.objectives.classification import check_row  # noqa: E402
 
 ROWS = {"本文": ["猫", "犬", None, "鳥"], "label": [0, 1, 1, 0], "text": ["x"] * 4}
@@ -160,6 +164,30 @@ def test_a_stream_has_columns_in_columns_too(monkeypatch: pytest.MonkeyPatch) ->
     absent = {"text": "page.title"}
     with pytest.raises(InputError, match=r"no text in 'page\.title' but None; it has page, text"):
         next(HubRows(open_hub("hf:org/pages", absent), absent))
+
+
+def classed(names: list[str]) -> Any:
+    features = {
+        "words": datasets.List(datasets.Value("string")),
+        "tags": datasets.List(datasets.ClassLabel(names=["O", "B-PER"])),
+        "label": datasets.ClassLabel(names=names),
+    }
+    rows = {"words": [["a", "b"], ["c"], ["d"]], "tags": [[0, 1], [0], [1]], "label": [0, 1, -1]}
+    return datasets.Dataset.from_dict(rows, datasets.Features(features))
+
+
+def test_numbers_of_classes_are_names(tmp_path: Path) -> None:
+    """So that they are what config.json calls the labels; -1, as in hidden test sets, is none."""
+    one, other, third = (str(tmp_path / f"{n}.parquet") for n in range(3))
+    classed(["neg", "pos"]).to_parquet(one)
+    classed(["neg", "pos"]).to_parquet(other)
+    classed(["no", "yes"]).to_parquet(third)
+    rows = read_rows([one, other], columns={"sense": "label"}).rows
+    assert [row["sense"] for row in rows] == ["neg", "pos", None] * 2
+    assert rows[3]["tags"] == ["O", "B-PER"]
+    assert token_classification.labels_of(rows) == ("O", "B-PER", "I-PER")
+    with pytest.raises(InputError, match="do not fit together"):
+        read_rows([one, third])
 
 
 def test_damaged_parquet(parquet: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,13 +112,28 @@ def _table(data: Any, columns: Mapping[str, str], where: str) -> Table:
     kind = datasets_library().Image
     for name in [name for name, feature in data.features.items() if isinstance(feature, kind)]:
         data = data.cast_column(name, kind(decode=False))
+    found = {name: _classes(feature) for name, feature in data.features.items()}
+    classes = {name: names for name, names in found.items() if names is not None}
     rejects = tuple(Reject(where, number + 1, bad[number]) for number in sorted(bad))
-    return Table(MappedRows(data, [0], [where], numbers), rejects)
+    return Table(MappedRows(data, [0], [where], numbers, classes), rejects)
+
+
+def _classes(feature: Any) -> Sequence[str] | None:
+    """The class names of a column, or of the items of its lists."""
+    names: Sequence[str] | None = getattr(getattr(feature, "feature", feature), "names", None)
+    return names
 
 
 def joined(all_rows: Sequence[MappedRows]) -> MappedRows:
-    """The rows of several sources, one behind the other; they stay on the disk."""
-    data = datasets_library().concatenate_datasets([rows.data for rows in all_rows])
+    """The rows of several sources, one behind the other; they stay on the disk.
+
+    Raises InputError where their columns, or the classes in them, are not the same.
+    """
+    try:
+        data = datasets_library().concatenate_datasets([rows.data for rows in all_rows])
+    except ValueError as error:
+        names = " and ".join(name for rows in all_rows for name in rows.names)
+        raise InputError(f"their columns do not fit together: {error}", where=names) from error
     before = np.cumsum([0, *(len(rows.data) for rows in all_rows[:-1])]).tolist()
     shifted = list(zip(all_rows, before, strict=True))
     return MappedRows(
@@ -126,6 +141,7 @@ def joined(all_rows: Sequence[MappedRows]) -> MappedRows:
         [start + shift for rows, shift in shifted for start in rows.starts],
         [name for rows in all_rows for name in rows.names],
         np.concatenate([rows.numbers + shift for rows, shift in shifted]),
+        all_rows[0].classes,
     )
 
 

@@ -79,12 +79,14 @@ class MappedRows(Sequence[FileRow]):
 
     data: a Dataset of the datasets library, of one source or of several joined. starts, names:
     where in it each source begins, and what it is called. numbers: which of its rows these are.
+    classes: what the numbers of a column mean, where it has names (ClassLabel); -1 is no label.
     """
 
     data: Any
     starts: Sequence[int]
     names: Sequence[str]
     numbers: NDArray[np.int64]
+    classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -108,10 +110,17 @@ class MappedRows(Sequence[FileRow]):
 
     def _placed(self, record: Mapping[str, Any], number: int) -> FileRow:
         source = bisect_right(self.starts, number) - 1
-        return FileRow(record, self.names[source], number - self.starts[source] + 1)
+        named = {c: _class_name(record[c], names) for c, names in self.classes.items()}
+        return FileRow({**record, **named}, self.names[source], number - self.starts[source] + 1)
 
     def select(self, places: Sequence[int]) -> MappedRows:
         return replace(self, numbers=self.numbers[np.asarray(places, dtype=np.int64)])
+
+
+def _class_name(value: Any, names: Sequence[str]) -> Any:
+    if isinstance(value, list):
+        return [_class_name(one, names) for one in value]
+    return None if value is None or value < 0 else names[value]
 
 
 def digest_of(rows: Iterable[Any]) -> str:
