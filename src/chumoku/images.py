@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from chumoku.errors import InputError
@@ -214,6 +214,12 @@ def _guarded(read: Callable[[], Image.Image], where: str) -> Image.Image:
         ) from error
     except FileNotFoundError as error:
         raise InputError("there is no such file", where=where) from error
+    except UnidentifiedImageError as error:  # its text names an object in memory
+        raise InputError(
+            "this is no image that can be read: its format is not known",
+            where=where,
+            advice=f"formats: {', '.join(FORMATS)}",
+        ) from error
     except Exception as error:  # a damaged file can make Pillow's readers raise nearly anything
         raise InputError(
             f"this is no image that can be read: {error}",

@@ -204,12 +204,12 @@ def test_usual_names_need_no_flags(header: str) -> None:
         (
             "qa",
             ["--question-column", "質門"],
-            ["no column '質門'", "there are 回答, 文脈, 質問", "--data.columns.question=NAME"],
+            ["no column '質門'", "there are 回答, 文脈, 質問", "--question-column NAME"],
         ),
         (
             "qa",
             ["--question-column", "質問", "--context-column", "文脈"],
-            ["train.csv:2: the row has no 'answer'", "回答", "--data.columns.answer=NAME"],
+            ["train.csv:2: the row has no 'answer'", "回答", "--answer-column NAME"],
         ),
         (
             "qa",

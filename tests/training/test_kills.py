@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -61,38 +62,59 @@ def half_written(folder: Path) -> bool:
     return any((folder / "snapshots").glob(".unfinished-*"))
 
 
-def kill_once(folder: Path, dice: random.Random, *, saving: bool) -> str:
-    """Start or go on, and kill at a random moment, or in the middle of a save."""
+def steps_told(folder: Path) -> int:
+    losses = folder / "losses"
+    return losses.read_bytes().count(b"\n") if losses.exists() else 0
+
+
+def kill_once(folder: Path, dice: random.Random, aim: str) -> str:
+    """Start or go on, and kill while it starts, some steps later, or in the middle of a save.
+
+    Returns which of them it was: a save may be over before it is hit. "ended": it was too late.
+    """
+    before = steps_told(folder)
     process = start(folder)
-    assert process.stdout is not None
-    if dice.random() < 0.8:  # else also while it starts
-        process.stdout.readline()
-    deadline = time.monotonic() + (20.0 if saving else dice.uniform(0.0, 1.5))
-    what = "running"
-    while time.monotonic() < deadline and process.poll() is None:
-        if saving and half_written(folder):
-            what = "saving"
+    begun, steps = time.monotonic(), dice.randrange(1, 60)
+    while process.poll() is None:
+        if aim == "saving" and half_written(folder):
             break
+        if aim == "running" and steps_told(folder) >= before + steps:
+            break
+        if aim == "starting" and time.monotonic() > begun + steps / 30:
+            break
+        time.sleep(0.0005)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
-    return what
+    if process.returncode != -signal.SIGKILL:
+        return "ended"
+    if half_written(folder):
+        return "saving"
+    return "running" if steps_told(folder) > before else "starting"
 
 
 @pytest.mark.parametrize("kills", [4, pytest.param(40, marks=pytest.mark.slow)])
 def test_killed_runs_end_with_the_same_curve_and_weights(
     expected: Path, tmp_path: Path, kills: int
 ) -> None:
+    """A quarter of the kills falls into a save, a tenth into a start, the others between."""
     dice = random.Random(11)
-    while kills > 0:
-        folder = tmp_path / f"{kills}"
-        for number in range(min(4, kills)):
-            kill_once(folder, dice, saving=number % 4 == 1)
-            kills -= 1
+    quota = Counter(saving=kills // 4, starting=-(-kills // 10))
+    quota["running"] = kills - quota.total()
+    done: Counter[str] = Counter()
+    for number in range(kills):
+        folder = tmp_path / f"{number}"
+        while (missing := quota - done) and done[str(folder)] < 4:
+            aim = dice.choice(sorted(missing.elements()))
+            done.update([kill_once(folder, dice, aim), str(folder)])
         finish(folder)
         assert curve(folder) == curve(expected)
         assert disagreements(folder) == 0
         assert (folder / "weights").read_text() == (expected / "weights").read_text()
         assert not half_written(folder)
+        if not quota - done:
+            break
+    print({what: done[what] for what in (*quota, "ended")})
+    assert not quota - done
 
 
 def test_sigterm_saves_and_exits_with_143(expected: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from chumoku.training.data.batching import Batches, Batching
 from chumoku.training.loop import Run
 from chumoku.training.optimisers import OptimiserSettings
 from chumoku.training.schedules import ScheduleSettings, factor
-from chumoku.training.settings import Settings
+from chumoku.training.settings import Settings, changed_settings
 from chumoku.training.signals import StoppedError
 from chumoku.training.task import Loss
 
@@ -442,3 +443,71 @@ def test_the_mean_of_the_last_snapshots(tmp_path: Path) -> None:
     assert report.metrics[6] == result.metrics
     with pytest.raises(ConfigError, match="at least average"):
         replace(settings, keep=1)
+
+
+def test_damaged_snapshots_do_not_push_out_new_ones(tmp_path: Path) -> None:
+    """They are put aside, whatever `keep` is: those written from then on stay."""
+    settings, folder = replace(SETTINGS, save_every=5, keep=1), tmp_path / "snapshots"
+    for stop, saved in ((13, "step-00000010"), (8, "step-00000005")):
+        with pytest.raises(ZeroDivisionError):
+            Run(model().model, task(), settings, tmp_path, _stopping_at(stop)).train()
+        (newest,) = snapshots.snapshots(folder)
+        assert newest.name == saved
+        if stop == 13:
+            (newest / "state.json").write_text("{}")
+    assert (folder / "damaged-step-00000010").is_dir()
+    report = Kept()
+    Run(model().model, task(), settings, tmp_path, report).train()
+    assert report.begun == [5]
+
+
+def test_what_is_trained_is_saved_before_it_is_judged(tmp_path: Path) -> None:
+    failing = replace(task(), metric="acc")
+    settings = replace(SETTINGS, evaluate_every=7, save_every=7)
+    with pytest.raises(ConfigError, match="the evaluation has no 'acc'"):
+        Run(model().model, failing, settings, tmp_path, Kept()).train()
+    (saved,) = snapshots.snapshots(tmp_path / "snapshots")
+    assert saved.name == "step-00000007"
+    again = Kept()
+    Run(model().model, task(), settings, tmp_path, again).train()
+    assert again.begun == [7]
+    assert min(again.metrics) == 7  # judged when it was taken up
+
+
+def test_best_weights_do_not_pile_up_between_saves(tmp_path: Path) -> None:
+    """Kept are the last best, and the one that the last snapshot speaks of."""
+    there: list[list[str]] = []
+    values = iter(range(99, 0, -1))
+
+    def evaluate(judged: torch.nn.Module) -> dict[str, float]:
+        there.append([path.name for path in snapshots.snapshots(tmp_path / "best")])
+        return {"loss": float(next(values))}
+
+    settings = replace(SETTINGS, evaluate_every=2, save_every=9)
+    Run(model().model, replace(task(), evaluate=evaluate), settings, tmp_path, Kept()).train()
+    assert max(map(len, there)) == 2
+    assert there[7] == ["step-00000008", "step-00000014"]
+
+
+def test_the_last_step_of_an_uneven_epoch_is_its_end(tmp_path: Path) -> None:
+    found: list[float] = []
+
+    class Told(Kept):
+        def step(self, step: Any) -> None:
+            found.append(step.epoch)
+
+    some = task()
+    n = len(some.examples)
+    settings = replace(SETTINGS, steps=None, epochs=2.0, accumulate=3)
+    run = Run(model().model, some, settings, tmp_path, Told())
+    run.train()
+    assert found[-1] == pytest.approx(run.steps * 3 / -(-n // 4), abs=1e-9)
+
+
+def test_every_change_of_a_free_table_is_a_change() -> None:
+    changed = changed_settings
+    assert changed({"task": {"keep": "head"}}, {"task": {"keep": "tail"}}) == ["task.keep"]
+    assert changed({"task": {}}, {"task": {"smoothing": 0.0}}) == ["task.smoothing"]
+    assert changed({"model": {"config": {"a": 0}}}, {"model": {"config": {}}}) == ["model.config.a"]
+    assert changed({"training": {"keep": 1}}, {"training": {"keep": 2}}) == []
+    assert changed({"training": {}}, {"training": {"later": 0}}) == []

@@ -143,5 +143,5 @@ def test_a_wish_becomes_a_recipe(name: str, tmp_path: Path) -> None:
     assert recipe.model.source == "m"
     assert recipe.adapter.kind == "lora"
     assert recipe.training.optimiser.learning_rate == 2e-4
-    assert set(recipe.data.columns.values()) == set(columns.values())
+    assert set(recipe.data.columns.values()) == {*columns.values(), *verb.needed}
     assert read_recipe(written(tmp_path, to_toml(recipe))) == recipe

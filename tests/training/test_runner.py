@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import random
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,20 @@ import torch
 from PIL import Image
 
 import chumoku
+from chumoku.checkpoints.source_names import TINY
 from chumoku.cli import main
+from chumoku.cli.train import finetune
 from chumoku.errors import ChumokuError, ConfigError, InputError, TrainingError
 from chumoku.quantization.convert import quantized_layers
 from chumoku.text.training import TokenizerSettings, train_tokenizer
+from chumoku.training import metrics
 from chumoku.training.data.rows import read_rows
 from chumoku.training.data.tables import usable
-from chumoku.training.finetune import Wish, recipe_of, run_seeds
+from chumoku.training.finetune import VERBS, Wish, recipe_of, run_seeds
 from chumoku.training.objectives import distillation
-from chumoku.training.preparing import KINDS, Prepared, prepare
+from chumoku.training.preparing import KINDS, Prepared, kind_of, prepare, tables_of
 from chumoku.training.progress import read_log
-from chumoku.training.recipe import Recipe, build
+from chumoku.training.recipe import Recipe, build, override
 from chumoku.training.recipe_data import hold_out
 from chumoku.training.runner import Outcome, train
 
@@ -287,12 +291,13 @@ def test_bad_rows_stop_the_run_and_are_named(tmp_path: Path) -> None:
 
 
 def test_every_objective_has_its_file() -> None:
-    from importlib import import_module
-
-    for kind in KINDS.values():
-        module = import_module(f"chumoku.training.objectives.{kind.module}")
-        assert callable(module.task)
-        assert not kind.labels or callable(module.labels_of)
+    files = Path(chumoku.__file__).parent / "training" / "objectives"
+    for name, file in KINDS.items():
+        assert (files / f"{file}.py").is_file()
+        kind = kind_of(Recipe(task={"kind": name}))
+        assert kind.task.__module__ == f"chumoku.training.objectives.{file}"
+    with pytest.raises(ConfigError, match="'masked' is no objective"):
+        kind_of(Recipe(task={"kind": "masked"}))
 
 
 def test_symbols_go_with_the_model_and_on_to_other_rows(tmp_path: Path) -> None:
@@ -382,13 +387,142 @@ def test_a_seed_that_breaks_is_a_failed_one(done: tuple[Outcome, Recipe], tmp_pa
         if one.training.seed == 1:
             raise TrainingError("step 3: loss nan")
         test = {"loss": 0.9 - one.training.seed / 10, "majority": 0.5}
-        return replace(outcome, folder=folder, test=test, metric="loss", lower=True)
+        result = replace(outcome.result, metrics=test)
+        return replace(outcome, folder=folder, test=test, result=result, metric="loss", lower=True)
 
-    seeds = run_seeds(replace(recipe, training=replace(recipe.training, seed=0)), tmp_path, 3, run)
+    told: list[str] = []
+    first = replace(recipe, training=replace(recipe.training, seed=0))
+    seeds = run_seeds(first, tmp_path, 3, run, told.append)
     assert (seeds.best, seeds.failed, sorted(seeds.values)) == (2, (1,), [0, 2])
+    assert told == ["seed 1 broke: step 3: loss nan"]
     assert "loss nan" in json.loads((tmp_path / "seeds.json").read_text())["errors"]["1"]
     with pytest.raises(TrainingError, match="nan"):
         run_seeds(replace(recipe, training=replace(recipe.training, seed=1)), tmp_path, 1, run)
+    kept = json.loads((tmp_path / "seeds.json").read_text())
+    assert (kept["failed"], kept["best_seed"], kept["mean"]) == ([1], None, None)
+
+
+def test_the_best_seed_is_not_chosen_by_the_test_rows(
+    done: tuple[Outcome, Recipe], tmp_path: Path
+) -> None:
+    outcome, recipe = done
+    evaluation, test = {0: 0.9, 1: 0.6, 2: 0.8}, {0: 0.5, 1: 0.7, 2: 0.6}
+
+    def run(one: Recipe, folder: Path) -> Outcome:
+        seed = one.training.seed
+        result = replace(outcome.result, metrics={"accuracy": evaluation[seed]})
+        tested = {"accuracy": test[seed]} if seed < 2 else {"mse": 1.0}  # of another kind of rows
+        return replace(outcome, folder=folder, result=result, test=tested)
+
+    first = replace(recipe, training=replace(recipe.training, seed=0))
+    seeds = run_seeds(first, tmp_path, 3, run)
+    assert seeds.best == 0
+    assert seeds.values == {0: 0.5, 1: 0.7, 2: 0.8}
+    nothing = replace(first, data=replace(first.data, evaluation=(), test=(), holdout=0.0))
+    with pytest.raises(InputError, match=r"(?s)no rows to judge.*--eval"):
+        run_seeds(nothing, tmp_path, 2, run)
+    with pytest.raises(InputError, match="--seeds must be at least 1"):
+        run_seeds(first, tmp_path, 0, run)
+
+
+def test_options_that_mean_nothing_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And the advice for a column is the verb's own option."""
+    rows = csv_of(sentences(8, 5), tmp_path / "train.csv")
+    words = ["finetune", "classify", "--model", "tiny:bert-ja", "--train", str(rows)]
+    words += ["--output", str(tmp_path / "out"), "--device", "cpu"]
+    for more, said in (
+        (["--rank", "4"], "--rank is an adapter's"),
+        (["--lr", "1e-4"], "did you mean --learning-rate?"),
+        (["--text-colum", "x"], "did you mean --text-column"),
+        (["--seeds", "0"], "--seeds must be at least 1"),
+        ([], "--text-column NAME says which is meant"),
+    ):
+        assert main([*words, *more]) == 2
+        assert said in capsys.readouterr().err
+    assert main(["finetune", "pair", *words[2:], "--text-column", "本文"]) == 2
+    assert "--pair-column NAME says which is meant" in capsys.readouterr().err
+    image = ["finetune", "image", *words[2:], "--max-length", "16"]
+    assert main(image) == 2
+    assert "finetune image has no --max-length" in capsys.readouterr().err
+
+
+def test_help_names_the_columns_of_each_verb() -> None:
+    text = " ".join((finetune.__doc__ or "").partition("what: ")[2].partition(". ")[0].split())
+    for name, verb in VERBS.items():
+        listed = next(part for part in re.split("; ", text) if re.search(rf"\b{name}\b.*\(", part))
+        own = {f"--{option.replace('_', '-')}" for option in verb.columns}
+        assert set(re.findall(r"--[a-z-]+", listed)) - {"--choice-column"} <= own
+
+
+def test_a_summary_is_made_as_it_was_trained_and_judged(tmp_path: Path) -> None:
+    """With the base's published prefix; its other settings are not the result's."""
+    rows = [{"text": f"{word} is here", "short": word} for word in ("pen", "book", "dog", "cat")]
+    path = csv_of(rows, tmp_path / "rows.csv")
+    columns = {"text_column": "text", "target_column": "short"}
+    files = (str(path),)
+    wish = Wish("tiny:t5", files, evaluation=files, test=files, columns=columns, max_length=24)
+    recipe = override(
+        recipe_of("summarize", wish),
+        ["training.steps=3", "task.language=en", "training.evaluate_every=0"],
+    )
+    outcome = train(recipe, tmp_path / "out", device="cpu")
+    told = chumoku.load(tmp_path / "out")
+    stated = json.loads((tmp_path / "out" / "config.json").read_text())["task_specific_params"]
+    base = json.loads((TINY / "t5" / "config.json").read_text())["task_specific_params"]
+    assert list(stated) == ["summarization"]
+    assert stated["summarization"]["prefix"] == base["summarization"]["prefix"] != ""
+    said = chumoku.summarize([row["text"] for row in rows], told)
+    own = [one["summary_text"] for one in said]
+    scores = metrics.rouge(own, [row["short"] for row in rows], "en")
+    assert outcome.test["rougeL"] == pytest.approx(scores["rougeL"])
+
+
+def test_an_adapter_that_cannot_be_merged_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("吾輩は猫である。\n" * 20, encoding="utf-8")
+    own = {
+        "model": {"source": "tiny:neko"},
+        "data": {"train": str(tmp_path / "a.txt")},
+        "task": {"kind": "causal-lm", "length": 8},
+        "adapter": {"kind": "lora", "targets": ["embeddings.token"]},
+    }
+    with pytest.raises(InputError, match="shares its weight with unembedding"):
+        prepared(own, tmp_path)
+
+
+def test_a_score_that_is_no_number_is_a_reject(tmp_path: Path) -> None:
+    rows = [{"text": f"the film {n}", "label": f"{n / 8}"} for n in range(30)]
+    rows[7]["label"] = "N/A"
+    path = csv_of(rows, tmp_path / "scores.csv")
+    own = {"data": {"train": str(path), "max_rejects": 0.1}, "task": {"kind": "classification"}}
+    table = tables_of(build(Recipe, own, "test"), ())["train"]
+    assert [str(reject) for reject in table.rejects] == [
+        f"{path}:9: the label 'N/A' of the row is not a number"
+    ]
+
+
+def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
+    own = table(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"(?s)Not a directory.*file/run.*--output"):
+        train(build(Recipe, own, "test"), tmp_path / "file", device="cpu")
+
+
+def test_a_refused_run_leaves_the_folder_as_it_is(
+    done: tuple[Outcome, Recipe], tmp_path: Path
+) -> None:
+    outcome, recipe = done
+    shutil.copytree(outcome.folder, tmp_path / "out")
+
+    def all_of(folder: Path) -> dict[str, bytes]:
+        files = [path for path in folder.rglob("*") if path.is_file() and path.name != "lock"]
+        return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+    other = replace(recipe, tokenizer={**recipe.tokenizer, "vocab_size": 90})
+    with pytest.raises(TrainingError, match=r"other settings: tokenizer\.vocab_size"):
+        train(other, tmp_path / "out", device="cpu")
+    assert all_of(tmp_path / "out") == all_of(outcome.folder)
 
 
 def test_nothing_is_not_the_default() -> None:
@@ -464,6 +598,7 @@ def test_a_picture_that_cannot_be_opened_is_rejected(tmp_path: Path) -> None:
     ("kind", "good", "bad", "reason"),
     [
         ("seq2seq", {"source": "a", "target": "b"}, {"source": " ", "target": "b"}, "is empty"),
+        ("seq2seq", {"source": "a", "target": "b"}, {"source": "a", "target": ""}, "is empty"),
         ("symbols", {"symbols": "a b"}, {"symbols": ""}, "is no sequence of symbols"),
         ("pre-training", {"sentences": ["a", "b"]}, {"sentences": [1]}, "nor a list of sentences"),
         *(
@@ -475,10 +610,10 @@ def test_a_picture_that_cannot_be_opened_is_rejected(tmp_path: Path) -> None:
 def test_rows_that_an_objective_refuses(
     kind: str, good: dict[str, Any], bad: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
-    module = importlib.import_module(f"chumoku.training.objectives.{KINDS[kind].module}")
+    check_row = kind_of(Recipe(task={"kind": kind})).check_row
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, [good, bad, good])), encoding="utf-8")
-    found = usable(read_rows(path), module.check_row, 0.4)
+    found = usable(read_rows(path), check_row, 0.4)
     assert [row.line for row in found.rows] == [1, 3]
     (reject,) = found.rejects
     assert reject.line == 2

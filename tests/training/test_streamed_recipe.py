@@ -243,7 +243,7 @@ def test_where_a_stream_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert stream.first(2) == [{"text": "x"}, {"text": "y"}]
     options = {"split": "test", "revision": None, "streaming": True}
     assert asked[0] == (("org/name", "en"), options)
-    with pytest.raises(InputError, match="no text in 'text'"):
+    with pytest.raises(InputError, match="no text in 'body'"):
         rows_of(stream)
     with pytest.raises(InputError, match="one name on the hub"):
         row_stream(["hf:a/b", "hf:c/d"], None, {}, 0.0, 9)

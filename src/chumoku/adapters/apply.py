@@ -331,6 +331,11 @@ def remove(model: nn.Module, name: str) -> None:
         _leave(model, registry)
 
 
+def check_fusible(model: nn.Module) -> None:
+    """Raise InputError where `fuse` would, before the work of training is done."""
+    _changing(model)
+
+
 def _changing(model: nn.Module) -> Layers:
     """The layers in which an adapter is active. Raises InputError where one shares its weight."""
     found = {n: layer for n, layer in adapted_layers(model).items() if layer.active}

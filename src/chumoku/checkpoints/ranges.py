@@ -110,9 +110,13 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 def write_json(path: Path, value: object) -> None:
     """A JSON file that appears whole or not at all."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """A file in UTF-8 that appears whole or not at all; raises as `atomic_file`."""
     with atomic_file(path) as stream:
-        stream.write(f"{text}\n".encode())
+        stream.write(text.encode())
 
 
 def write_tensor(stream: BinaryIO, tensor: LazyTensor) -> None:

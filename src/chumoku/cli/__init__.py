@@ -34,7 +34,10 @@ COMMANDS: Final = {
     "classify-image": ("image:run", "Label pictures."),
     "perplexity": ("perplexity:run", "How surprising a text is to a model."),
     "train": ("train:run", "Train by a recipe, or go on with it."),
-    "finetune": ("train:finetune", "Adapt a model to your data."),
+    "finetune": (
+        "train:finetune",
+        "Adapt a model to your data (any other setting: --section.key=value).",
+    ),
     "tokenizer": ("tokenizer:app", "Train a tokenizer; see how it cuts a text."),
     "models": ("models:app", "Show, convert, pull models; list the defaults."),
     "cache": ("cache:app", "What lies on this machine, where, and how large."),

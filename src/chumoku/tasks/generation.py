@@ -163,7 +163,7 @@ def summarize(
     """[{"summary_text"}] for each text. prefix: default as the checkpoint publishes it."""
     items, _ = common.many(text)
     loaded = common.ready(model, "summarize", items[0], lang)
-    published = dict(_task_parameters(loaded).get("summarization") or {})
+    published = dict(task_parameters(loaded).get("summarization") or {})
     own = published.pop("prefix", "")
     front = own if prefix is None else prefix
     answers = _prefixed(loaded, items, front, published, settings, batch_size)
@@ -203,7 +203,8 @@ def _prefixed(
     return _run(loaded, [prefix + item for item in items], chosen, batch_size)
 
 
-def _task_parameters(loaded: Loaded) -> dict[str, Any]:
+def task_parameters(loaded: Loaded) -> dict[str, Any]:
+    """Prefix and settings by the name of a task, as config.json publishes them."""
     published = loaded.source.published
     raw = {} if published is None else published.raw_config
     return dict(raw.get("task_specific_params") or {})
@@ -222,7 +223,7 @@ def _translation(
     if tokenizer.token_to_id(token) is not None:
         return f"{token} ", {}
     name = f"translation_{source or 'en'}_to_{target}"
-    parameters = _task_parameters(loaded)
+    parameters = task_parameters(loaded)
     if name not in parameters:
         pairs = [key for key in parameters if key.startswith("translation_")]
         known = ", ".join(pairs) or "a single pair, without source and target"

@@ -29,6 +29,8 @@ def card(
         "settings are in [run/recipe.toml](run/recipe.toml)",
         "",
     ]
+    if recipe.adapter.kind != "none":
+        lines[-1:] = ["- The adapter alone, in PEFT's files, lies in [adapter](adapter)", ""]
     names = list({**evaluation, **test})
     if names:
         lines += ["| | evaluation | test |", "|---|---|---|"]

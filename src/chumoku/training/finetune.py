@@ -6,15 +6,17 @@ warm-up (1810.04805, appendix A.3); for adapters 2e-4 (2106.09685, appendix D).
 
 from __future__ import annotations
 
+import contextlib
+import re
 import shlex
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from chumoku.checkpoints.ranges import write_json
-from chumoku.errors import InputError, TrainingError
+from chumoku.errors import ChumokuError, InputError, TrainingError
 from chumoku.training.data.batching import Batching
 from chumoku.training.data.rows import read_rows
 from chumoku.training.optimisers import OptimiserSettings
@@ -35,7 +37,8 @@ from chumoku.training.signals import StoppedError
 class Verb:
     """kind: [task] kind. columns: the task's columns, by the option that renames each; one may have
     two options. verb: the command that uses the result. options: of the task. epochs, batch_size:
-    where not asked for. choices: it has choices, whose columns can be named.
+    where not asked for. choices: it has choices, whose columns can be named. needed: columns that
+    the objective could do without, and this verb cannot.
     """
 
     kind: str
@@ -45,6 +48,7 @@ class Verb:
     epochs: float = 3.0
     batch_size: int = 32
     choices: bool = False
+    needed: tuple[str, ...] = ()
 
 
 Number = TypeVar("Number", int, float)
@@ -61,7 +65,7 @@ TURNED: Final = {"text_column": "source", "target_column": "target"}
 
 VERBS: Final = {
     "classify": Verb("classification", TEXT | LABEL, "classify"),
-    "pair": Verb("classification", PAIR | LABEL, "classify"),
+    "pair": Verb("classification", PAIR | LABEL, "classify", needed=("pair",)),
     "ner": Verb("token-classification", WORDS, "ner"),
     "qa": Verb("question-answering", FOUND, "qa", epochs=2.0, batch_size=16),
     "multiple-choice": Verb(
@@ -71,12 +75,20 @@ VERBS: Final = {
     "image": Verb("image-classification", {"text_column": "image"} | LABEL, "classify-image"),
     "chat": Verb("chat", SAID, "chat", batch_size=8),
     "translate": Verb("seq2seq", TURNED, "translate", {"score": "bleu"}),
-    "summarize": Verb("seq2seq", TURNED, "summarize", {"score": "rouge"}, batch_size=8),
+    "summarize": Verb(
+        "seq2seq",
+        TURNED,
+        "summarize",
+        {"score": "rouge", "published": "summarization"},
+        batch_size=8,
+    ),
 }
 """What can be asked for -> what it means."""
 
+COLUMN: Final = re.compile(r"--data\.columns\.(\w+)=NAME")
 BLOCKS: Final = "Q4_1"
 """4 bits and a smallest value a block of 32, as QLoRA's 4 bits (2305.14314, section 3)."""
+RANK: Final = 8
 FULL_RATE: Final = 5e-5
 ADAPTER_RATE: Final = 2e-4
 
@@ -101,7 +113,7 @@ class Wish:
     learning_rate: float | None = None
     max_length: int | None = None
     adapter: str = "none"
-    rank: int = 8
+    rank: int | None = None
     quantised: bool = False
     seed: int = 0
     dtype: str = "float32"
@@ -118,10 +130,15 @@ def recipe_of(name: str, wish: Wish) -> Recipe:
         raise InputError(f"{name!r} cannot be learnt", advice=f"one of {', '.join(VERBS)}")
     verb = VERBS[name]
     adapted = wish.adapter != "none"
+    if wish.rank is not None and not adapted:
+        raise InputError("--rank is an adapter's", advice="add --lora, or --adapter dora")
+    rank = _given(wish.rank, RANK)
     rate = _given(wish.learning_rate, ADAPTER_RATE if adapted else FULL_RATE)
     if wish.choices and not verb.choices:
         raise _no_option(name, "choice_column")
     choices = {"choice_columns": list(wish.choices)} if wish.choices else {}
+    if wish.max_length is not None and verb.kind == "image-classification":
+        raise _no_option(name, "max_length")
     length = {} if wish.max_length is None else _length(verb.kind, wish.max_length)
     return Recipe(
         about=About(title=f"finetune {name}"),
@@ -142,7 +159,7 @@ def recipe_of(name: str, wish: Wish) -> Recipe:
             holdout=0.0 if wish.evaluation else 0.1,
         ),
         task={"kind": verb.kind, **verb.options, **length, **choices, **wish.options},
-        adapter=AdapterSection(kind=wish.adapter, rank=wish.rank, alpha=2.0 * wish.rank),
+        adapter=AdapterSection(kind=wish.adapter, rank=rank, alpha=2.0 * rank),
         training=Settings(
             epochs=_given(wish.epochs, verb.epochs),
             seed=wish.seed,
@@ -196,7 +213,7 @@ def _columns(name: str, verb: Verb, given: Mapping[str, str]) -> dict[str, str]:
             both = [_flag(one) for one in given if verb.columns.get(one) == ours]
             raise InputError(f"{' and '.join(both)} mean the same column: give one of them")
         found[ours] = theirs
-    return found
+    return {name: name for name in verb.needed} | found
 
 
 def _no_option(name: str, option: str) -> InputError:
@@ -209,6 +226,19 @@ def _no_option(name: str, option: str) -> InputError:
 
 def _flag(option: str) -> str:
     return f"--{option.replace('_', '-')}"
+
+
+@contextlib.contextmanager
+def in_options(name: str) -> Iterator[None]:
+    """Errors inside that advise to name a column do so by the options of this verb."""
+    flags = {ours: _flag(option) for option, ours in reversed([*VERBS[name].columns.items()])}
+    try:
+        yield
+    except ChumokuError as error:
+        error.advice = COLUMN.sub(
+            lambda found: f"{flags[found[1]]} NAME" if found[1] in flags else found[0], error.advice
+        )
+        raise
 
 
 def next_commands(name: str, folder: Path) -> list[str]:
@@ -232,16 +262,18 @@ def next_commands(name: str, folder: Path) -> list[str]:
 @dataclass(frozen=True)
 class Seeds:
     """metric: its name. values: by seed that came to its end. failed: seeds no better than the most
-    frequent answer, or whose training broke. best: the seed with the best value."""
+    frequent answer, or whose training broke. best: the seed that did best on the evaluation rows;
+    mean and best are None where every seed broke.
+    """
 
     metric: str
     values: Mapping[int, float]
     failed: tuple[int, ...]
-    best: int
+    best: int | None
 
     @property
-    def mean(self) -> float:
-        return statistics.fmean(self.values.values())
+    def mean(self) -> float | None:
+        return statistics.fmean(self.values.values()) if self.values else None
 
     @property
     def deviation(self) -> float:
@@ -254,13 +286,24 @@ def run_seeds(
     folder: Path,
     count: int,
     run: Callable[[Recipe, Path], Outcome],
+    tell: Callable[[str], None] = print,
 ) -> Seeds:
     """Train with so many seeds, each in `folder/seed-N`; `folder/seeds.json` sums up.
 
     A run has failed that is no better than always giving the most frequent answer (2006.04884,
-    section 3), where its metrics say what that gives ("majority").
+    section 3), where its metrics say what that gives ("majority"). tell: gets a line for each seed
+    that breaks. Raises InputError where there is nothing to judge by, and the first seed's
+    TrainingError where all of them break.
     """
+    if count < 1:
+        raise InputError(f"--seeds must be at least 1, it is {count}")
+    if not (recipe.data.evaluation or recipe.data.holdout or recipe.data.test):
+        raise InputError(
+            "there are no rows to judge several seeds by",
+            advice="name some with --eval or --test, or hold out a share: --data.holdout=0.1",
+        )
     values: dict[int, float] = {}
+    judged: dict[int, float] = {}
     broken: dict[int, TrainingError] = {}
     metric, lower, baseline = "loss", True, None
     for seed in range(recipe.training.seed, recipe.training.seed + count):
@@ -271,17 +314,19 @@ def run_seeds(
             raise
         except TrainingError as error:  # as where a loss is no number: what one seed may do
             broken[seed] = error
+            tell(f"seed {seed} broke: {error}")
             continue
         metric, lower = outcome.metric, outcome.lower
-        found = outcome.test or outcome.result.metrics
+        evaluated, tested = outcome.result.metrics, outcome.test
+        found = tested if metric in tested else evaluated
         values[seed] = found[metric]
+        # The best is not chosen by the rows that the result is measured on.
+        judged[seed] = (evaluated if metric in evaluated else tested)[metric]
         baseline = found.get("majority", baseline)
-    if not values:
-        raise next(iter(broken.values()))
-    best = (min if lower else max)(values, key=lambda seed: values[seed])
     failed = [*broken]
     if baseline is not None and metric == "accuracy":  # what "majority" is a value of
         failed += [seed for seed, value in values.items() if value <= baseline]
+    best = (min if lower else max)(judged, key=lambda seed: judged[seed], default=None)
     seeds = Seeds(metric, values, tuple(sorted(failed)), best)
     write_json(
         folder / "seeds.json",
@@ -295,4 +340,6 @@ def run_seeds(
             "values": {str(seed): value for seed, value in values.items()},
         },
     )
+    if not values:
+        raise next(iter(broken.values()))
     return seeds

@@ -38,8 +38,8 @@ from chumoku.training.optimisers import (
     state_tensors,
 )
 from chumoku.training.progress import Report, Step
-from chumoku.training.schedules import factor
-from chumoku.training.settings import Settings, changed_settings
+from chumoku.training.schedules import factor, warmup_steps
+from chumoku.training.settings import Settings, check_same_settings
 from chumoku.training.signals import BrokenOffError, Signals, StoppedError
 from chumoku.training.snapshots import Snapshot
 from chumoku.training.task import Loss, Task, to_device
@@ -129,9 +129,9 @@ class Run:
             self.world.size,
             note=report.note,
         )
-        epoch_steps = self.batches.batches_per_epoch / settings.accumulate  # need not be whole
-        self.epoch_steps = max(1, math.ceil(epoch_steps))
-        self.steps = settings.steps or max(1, math.ceil(settings.epochs * epoch_steps - 1e-6))
+        self.epoch_steps = self.batches.batches_per_epoch / settings.accumulate  # may be no whole
+        epochs_steps = math.ceil(settings.epochs * self.epoch_steps - 1e-6)
+        self.steps = settings.steps or max(1, epochs_steps)
         self.frozen = weights.digest(p for p in model.parameters() if not p.requires_grad)
         self.objective, kept = self.world.prepare(Objective(model, task), FLOATS[settings.dtype])
         self.device = next(model.parameters()).device
@@ -143,12 +143,16 @@ class Run:
         if settings.compile:
             _each_block(model, lambda b: b.compile())
         self.progress = Progress()
+        self._saved_best = 0
         self.signals = Signals()
         self.stopping = False
         if task.evaluate is None and settings.patience is not None:
             report.note("patience means nothing here: there are no evaluation rows")
         if task.sample is None and settings.sample_every:
             report.note("sample_every means nothing here: this objective writes no text")
+        warmup = warmup_steps(settings.schedule, self.steps)
+        if warmup >= self.steps > 1:
+            report.note(f"the learning rate rises to the end: {warmup} steps of {self.steps}")
         self._part_names: list[str] = []
 
     # ---- one step ----
@@ -235,9 +239,10 @@ class Run:
             raise TrainingError(
                 f"{what}: not a finite number; the weights were not changed",
                 where=where,
-                advice='look at these examples; the same command with on_nonfinite = "skip" '
-                "goes on from the last snapshot and leaves such steps out; with a lower "
-                "optimiser.learning_rate it is another run, in another folder",
+                advice="look at these examples; the same command with "
+                "--training.on_nonfinite=skip goes on from the last snapshot and leaves such steps "
+                "out; with a lower --training.optimiser.learning_rate it is another run, in "
+                "another folder",
             )
         self.report.note(f"{what}: skipped [{where}]")
 
@@ -255,15 +260,9 @@ class Run:
         """Go on from the last good snapshot, or begin; to the end, the patience's, or a signal."""
         with self.signals.caught(), self.world.together():
             self.resume()
-            try:
+            with memory_errors():
                 reason = self._steps()
                 self._keep_best_weights()
-            except torch.OutOfMemoryError as error:
-                raise _out_of_memory(error) from error
-            except (RuntimeError, MemoryError) as error:
-                if "allocate memory" in str(error) or isinstance(error, MemoryError):
-                    raise _out_of_memory(error) from error
-                raise
         done = self.progress
         return Result(
             done.step,
@@ -284,10 +283,16 @@ class Run:
             self.report.step(self.update())
 
     def _between_steps(self) -> bool:
-        """Sample, evaluate and save where due, and obey signals. True: patience is at its end."""
+        """Save, sample and evaluate where due, and obey signals. True: patience is at its end.
+
+        What is trained is saved before it is judged, which may take long, fail or be killed; a run
+        that goes on from there judges it again.
+        """
         settings, done = self.settings, self.progress
-        end = done.step >= self.steps
-        saving = self._due(settings.save_every) or (end and done.step > 0)
+        end = done.step >= self.steps > 0 and done.step > 0
+        if self._due(settings.save_every) or end or self.stopping:
+            self.save()
+        before = asdict(done)
         try:
             if self._due(settings.sample_every) and done.sampled != done.step:
                 self._sample()
@@ -295,7 +300,7 @@ class Run:
                 self._evaluate()
         except BrokenOffError:
             self.stopping = True
-        if saving or self.stopping:
+        if (end or self.stopping) and asdict(done) != before:
             self.save()
         if self.stopping:
             raise StoppedError(self.signals.number, done.step, self.folder)
@@ -303,7 +308,7 @@ class Run:
         return patience is not None and done.waited >= patience
 
     def _due(self, every: int | None) -> bool:
-        every = self.epoch_steps if every is None else every
+        every = max(1, math.ceil(self.epoch_steps)) if every is None else every
         return every > 0 and self.progress.step > 0 and self.progress.step % every == 0
 
     def _sample(self) -> None:
@@ -332,6 +337,7 @@ class Run:
                 tensors = {"model": weights.stored(self.model)}
                 snapshot = Snapshot(done.step, tensors, {"metrics": metrics})
                 self.world.save(self.folder / "best", snapshot, keep=None)
+                self._forget_best_but(self._saved_best, done.step)
         done.evaluated, done.metrics = done.step, metrics
         if better:
             done.best, done.best_step, done.waited = value, done.step, 0
@@ -371,7 +377,8 @@ class Run:
         elif self.settings.keep_best and self.progress.best is not None:
             self.world.wait()
             try:
-                best = snapshots.read_snapshot(self._best())
+                name = snapshots.name_of(self.progress.best_step)
+                best = snapshots.read_snapshot(self.folder / "best" / name)
             except CheckpointError as error:
                 raise CheckpointError(
                     f"the best weights cannot be taken up: {error.what}",
@@ -419,16 +426,15 @@ class Run:
         """With the help of all processes. Best weights that no snapshot speaks of go."""
         keep = self.settings.keep
         self.world.save(self.folder / "snapshots", self.snapshot(), keep=keep)
-        self._forget_other_best()
+        self._saved_best = self.progress.best_step
+        self._forget_best_but(self._saved_best)
 
-    def _best(self) -> Path:
-        return self.folder / "best" / snapshots.name_of(self.progress.best_step)
-
-    def _forget_other_best(self) -> None:
+    def _forget_best_but(self, *steps: int) -> None:
         """Those of former bests, and of steps that were lost with a process and come again."""
         if self.world.rank == 0:
+            kept = {snapshots.name_of(step) for step in steps}
             for path in snapshots.snapshots(self.folder / "best"):
-                if path != self._best():
+                if path.name not in kept:
                     snapshots.remove(path)
         self.world.wait()
 
@@ -442,11 +448,15 @@ class Run:
         snapshot, damaged = snapshots.latest_snapshot(place)
         for error in damaged:
             self.report.note(f"passed by: {error}")
-        self._check_same_step(0 if snapshot is None else snapshot.step)
+        at = 0 if snapshot is None else snapshot.step
+        self._check_same_step(at)
         if snapshot is not None:
             self._check_same_run(snapshot.state)
             self._take_up(snapshot)
-        self._forget_other_best()
+        if self.world.rank == 0:
+            snapshots.set_aside(place, at)
+        self._saved_best = self.progress.best_step
+        self._forget_best_but(self._saved_best)
         self.report.resumed(self.progress.step)
 
     def _take_up(self, snapshot: Snapshot) -> None:
@@ -489,13 +499,7 @@ class Run:
                 where=self.folder,
                 advice="use the same base model, or another output folder",
             )
-        changed = changed_settings(state.get("identity", {}), self.identity)
-        if changed:
-            raise TrainingError(
-                f"the run in this folder had other settings: {', '.join(changed[:5])}",
-                where=self.folder,
-                advice="take the former settings and data, or another output folder",
-            )
+        check_same_settings(state.get("identity", {}), self.identity, self.folder)
 
 
 def _chosen(metrics: Mapping[str, float], name: str) -> float:
@@ -540,9 +544,22 @@ def _recomputing(block: nn.Module) -> Any:
     return lambda *inputs: checkpoint(partial(forward), *inputs, use_reentrant=False)
 
 
+@contextlib.contextmanager
+def memory_errors() -> Iterator[None]:
+    """Too little memory inside, however PyTorch says so, is a ResourceError."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if known or "allocate memory" in str(error):
+            raise _out_of_memory(error) from error
+        raise
+
+
 def _out_of_memory(error: BaseException) -> ResourceError:
     return ResourceError(
         f"out of memory: {str(error).splitlines()[0][:200]}",
-        advice="recompute = true goes on from the last snapshot with less memory; a lower "
-        'batching.batch_size, shorter texts or dtype = "bfloat16" are another run, elsewhere',
+        advice="--training.recompute=true goes on from the last snapshot with less memory; a lower "
+        "--training.batching.batch_size, shorter texts, a smaller model or "
+        "--training.dtype=bfloat16 are another run, elsewhere",
     )

@@ -7,51 +7,25 @@ import importlib
 import inspect
 import json
 import shutil
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Final
 
 import torch
-from torch import nn
 
-from chumoku.adapters.registry import trainable_fraction
-from chumoku.checkpoints.ranges import atomic_file
+from chumoku.checkpoints.ranges import write_text
 from chumoku.checkpoints.sources import resolve
 from chumoku.errors import ConfigError
-from chumoku.loading import Loaded, create, load
-from chumoku.models.config_keys import write_labels
-from chumoku.quantization.convert import is_quantized, quantize_model
-from chumoku.text import Tokenizer, load_tokenizer
-from chumoku.training import randomness, stabilising
+from chumoku.loading import Loaded
+from chumoku.training import randomness
+from chumoku.training.building import build_model, change_model
 from chumoku.training.data.streaming import RowStream
 from chumoku.training.data.tables import Table, digest_of, usable
-from chumoku.training.objectives.students import student_from
 from chumoku.training.recipe import Recipe, build
 from chumoku.training.recipe_data import column_of, hold_out, read_data, stream_rows, texts_of
-from chumoku.training.task import Task
-
-
-@dataclass(frozen=True)
-class Kind:
-    """An objective. module: its file in objectives/, whose check_row() says whether a row can be
-    used. head: what the model needs. labels: the rows have labels, whose names become the head's.
-    described: the objective adds to the config what the labels mean. pools: it says how texts
-    become vectors. streams: it takes a RowStream too. column: only this column of the rows is
-    passed on. files: it has JSON files of its own that go with the model.
-    """
-
-    module: str
-    head: str
-    labels: bool = False
-    described: bool = False
-    pools: bool = False
-    streams: bool = False
-    column: str | None = None
-    files: bool = False
-
+from chumoku.training.task import Kind, Task
 
 REJECTS: Final = "rejects.jsonl"
 SHOWN: Final = 5
@@ -60,26 +34,22 @@ STREAMED: Final = 100_000
 """So many rows of a stream are what a tokenizer learns from."""
 
 KINDS: Final = {
-    "masked-lm": Kind("masked_lm", "masked-lm", streams=True, column="text"),
-    "pre-training": Kind("next_sentence", "pre-training", column="sentences"),
-    "causal-lm": Kind("causal_lm", "causal-lm", streams=True, column="text"),
-    "span-corruption": Kind(
-        "span_corruption", "conditional-generation", streams=True, column="text"
-    ),
-    "seq2seq": Kind("seq2seq", "conditional-generation"),
-    "chat": Kind("chat", "causal-lm"),
-    "symbols": Kind("symbols", "masked-lm", files=True),
-    "classification": Kind("classification", "classification", labels=True, described=True),
-    "token-classification": Kind("token_classification", "token-classification", labels=True),
-    "question-answering": Kind("question_answering", "question-answering"),
-    "multiple-choice": Kind("multiple_choice", "multiple-choice"),
-    "image-classification": Kind(
-        "image_classification", "image-classification", labels=True, described=True
-    ),
-    "sentence-embedding": Kind("sentence_embedding", "encoder", pools=True),
-    "distillation": Kind("distillation", ""),
+    "masked-lm": "masked_lm",
+    "pre-training": "next_sentence",
+    "causal-lm": "causal_lm",
+    "span-corruption": "span_corruption",
+    "seq2seq": "seq2seq",
+    "chat": "chat",
+    "symbols": "symbols",
+    "classification": "classification",
+    "token-classification": "token_classification",
+    "question-answering": "question_answering",
+    "multiple-choice": "multiple_choice",
+    "image-classification": "image_classification",
+    "sentence-embedding": "sentence_embedding",
+    "distillation": "distillation",
 }
-"""[task] kind -> objective."""
+"""[task] kind -> the file in objectives/, loaded when it is asked for."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +80,7 @@ def prepare(
     first: bool = True,
 ) -> Prepared:
     """Rows, tokenizer, model and task of a recipe. first: of the processes, which lists rejects."""
-    options = dict(recipe.task)
-    kind = _kind(options.pop("kind", None))
-    module = _module(kind)
+    kind = kind_of(recipe)
     tables = tables_of(recipe, places)
     notes = _notes_of(tables, run_folder / REJECTS)
     if first:
@@ -132,35 +100,39 @@ def prepare(
     # An alphabet is that of the whole text, as nanoGPT takes it: a letter may be held out.
     whole = recipe.tokenizer.get("kind") == "characters" and not recipe.data.stream
     files = _tokenizer_files(recipe, run_folder, known if whole else rows["train"], digests)
-    labels = (
-        tuple(module.labels_of(known, **_named(module.labels_of, options))) if kind.labels else ()
-    )
-    randomness.seed_all(recipe.training.seed)
-    loaded = _model(recipe, kind, labels, files, device)
-    if kind.described:
-        problem = module.problem_of(known, labels, options.get("problem", "auto"))
-        loaded = module.described(loaded, problem)
-    if kind.pools:
-        sentence = module.sentence_of(loaded, **_named(module.sentence_of, options))
-        loaded = replace(loaded, sentence=sentence)
-    loaded, trained = _changed(recipe, loaded)
+    options = _options(recipe, kind, known)
+    labels = () if kind.labels_of is None else tuple(_call(kind.labels_of, options, known))
     seed = recipe.training.seed
-    task = _task(module, loaded, rows["train"], rows.get("evaluation"), options, seed)
+    randomness.seed_all(seed)
+    loaded = build_model(recipe, kind.head, labels, files, device)
+    if kind.described is not None:
+        loaded = _call(kind.described, options, loaded)
+    trained = change_model(recipe, loaded)
+    task = _task(kind, recipe, loaded, rows["train"], rows.get("evaluation"))
     test = None
     if "test" in rows:  # only its evaluation is used
-        test = _task(module, loaded, rows["test"], rows["test"], options, seed)
-    found = getattr(task.examples, "notes", ())
-    notes += [*loaded.source.notes, *found]
-    own = module.files_of(rows["train"], **_named(module.files_of, options)) if kind.files else {}
+        test = _task(kind, recipe, loaded, rows["test"], rows["test"])
+    notes += [*loaded.source.notes, *getattr(task.examples, "notes", ())]
+    own = {} if kind.files_of is None else _call(kind.files_of, options, rows["train"])
     return Prepared(loaded, task, test, files, tuple(notes), trained, rejected, digests, own)
 
 
 def tables_of(recipe: Recipe, places: Sequence[Path]) -> dict[str, Table]:
     """The rows of each part of the data; those that the objective cannot use are rejects."""
-    check_row = _module(_kind(recipe.task.get("kind"))).check_row
-    check = partial(check_row, **_named(check_row, {**recipe.task, "head": recipe.model.head}))
+    kind, tables = kind_of(recipe), read_data(recipe.data, places)
+    options = _options(recipe, kind, tables["train"].rows if "train" in tables else ())
+    check = partial(kind.check_row, **_named(kind.check_row, options))
     share = recipe.data.max_rejects
-    return {name: usable(t, check, share) for name, t in read_data(recipe.data, places).items()}
+    return {name: usable(table, check, share) for name, table in tables.items()}
+
+
+def _options(recipe: Recipe, kind: Kind, rows: Any) -> dict[str, Any]:
+    """What the functions of a kind may be given: [task], the head, and what the rows tell."""
+    options: dict[str, Any] = {**recipe.task, "head": recipe.model.head}
+    if kind.problem_of is not None:
+        asked = options.get("problem", "auto")
+        options["problem"] = kind.problem_of(rows, problem=asked)
+    return options
 
 
 def _notes_of(tables: Mapping[str, Table], listed: Path) -> list[str]:
@@ -186,22 +158,20 @@ def write_rejects(tables: Mapping[str, Table], path: Path) -> None:
     ]
     path.unlink(missing_ok=True)
     if lines:
-        with atomic_file(path) as stream:
-            stream.write(("\n".join(lines) + "\n").encode())
+        write_text(path, "\n".join(lines) + "\n")
 
 
-def _kind(name: Any) -> Kind:
+def kind_of(recipe: Recipe) -> Kind:
+    """The objective of a recipe. Raises ConfigError."""
+    name = recipe.task.get("kind")
     if name not in KINDS:
         raise ConfigError(
             f"{name!r} is no objective" if name else "the recipe names no objective",
             where="[task] kind",
             advice=f"one of {', '.join(KINDS)}",
         )
-    return KINDS[name]
-
-
-def _module(kind: Kind) -> Any:
-    return importlib.import_module(f"chumoku.training.objectives.{kind.module}")
+    kind: Kind = importlib.import_module(f"chumoku.training.objectives.{KINDS[name]}").KIND
+    return kind
 
 
 def _streamed_column(kind: Kind) -> str:
@@ -209,7 +179,7 @@ def _streamed_column(kind: Kind) -> str:
         raise ConfigError(
             "does not go with [data] stream",
             where="[task] kind",
-            advice="only " + ", ".join(k for k in KINDS if KINDS[k].streams),
+            advice="only masked-lm, causal-lm and span-corruption learn from a stream",
         )
     return kind.column
 
@@ -240,126 +210,11 @@ def _tokenizer_files(
     return resolve(recipe.model.tokenizer).path
 
 
-def _model(
-    recipe: Recipe,
-    kind: Kind,
-    labels: tuple[str, ...],
-    files: Path | None,
-    device: torch.device,
-) -> Loaded:
-    section = recipe.model
-    head = section.head or kind.head
-    if [bool(section.source), bool(section.config), bool(section.student_of)].count(True) != 1:
-        raise ConfigError("name either a source or a config (or student_of)", where="[model]")
-    if section.student_of is not None:
-        teacher = load(section.student_of, head=head or None, device=str(device))
-        student_type, layers = section.student_type, section.layers or None
-        loaded = student_from(teacher, layers, model_type=student_type)
-        loaded.model.to(device)
-    elif section.source is not None:
-        loaded = load(
-            section.source,
-            head=head or None,
-            dtype=section.dtype,
-            device=str(device),
-            new_head=not section.keep_head,
-            labels=labels or None,
-            ignore_config=section.ignore_config,
-        )
-    else:
-        config = dict(section.config)
-        tokenizer = None if files is None else load_tokenizer(files, config)
-        if tokenizer is not None:
-            config = _of_tokenizer(tokenizer) | config
-        if labels:
-            config |= write_labels(labels)
-        loaded = create(config, head, recipe.training.seed)
-        loaded.model.to(device)
-        if tokenizer is not None:
-            loaded = replace(loaded, tokenizer=tokenizer)
-    if files is not None and loaded.tokenizer is None:
-        loaded = replace(loaded, tokenizer=load_tokenizer(files, {}))
-    return loaded
-
-
-def _of_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Keys of a config.json that a tokenizer decides."""
-    ids = {
-        "pad_token_id": tokenizer.pad_id,
-        "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": tokenizer.eos_id,
-    }
-    return {"vocab_size": tokenizer.vocab_size} | {k: v for k, v in ids.items() if v is not None}
-
-
-def _changed(recipe: Recipe, loaded: Loaded) -> tuple[Loaded, float]:
-    """The model with what [model] and [adapter] change in it, and the share that is trained."""
-    section, model = recipe.model, loaded.model
-    if section.dropout is not None:
-        _set_dropout(model, section.dropout)
-    if section.reinitialise:
-        stabilising.reinitialise_top(loaded, section.reinitialise, recipe.training.seed)
-    if section.mixout:
-        stabilising.mixout(model, section.mixout)
-    if section.freeze:
-        stabilising.freeze(model, section.freeze)
-    if section.freeze_blocks:
-        stabilising.freeze_bottom(model, section.freeze_blocks)
-    if section.quantise is not None and not is_quantized(model):
-        _quantise(model, section.quantise, recipe.adapter.also_train)
-    if recipe.adapter.kind != "none":
-        _add_adapter(recipe, model)
-    return loaded, trainable_fraction(model)
-
-
-def _quantise(model: nn.Module, storage: str, trained: Collection[str]) -> None:
-    """Every linear layer but those of modules that are trained too (QLoRA, 2305.14314)."""
-
-    def wanted(name: str, module: nn.Module) -> bool:
-        return isinstance(module, nn.Linear) and name.partition(".")[0] not in trained
-
-    quantize_model(model.float(), storage, wanted)
-
-
-def _set_dropout(model: nn.Module, rate: float) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = rate
-        elif isinstance(getattr(module, "dropout", None), float):  # Attention draws by itself
-            setattr(module, "dropout", rate)  # noqa: B010 - a plain float, not a submodule
-
-
-def _add_adapter(recipe: Recipe, model: nn.Module) -> None:
-    from chumoku.adapters.apply import add_adapter
-    from chumoku.adapters.layers import LoRASettings
-
-    section = recipe.adapter
-    there = dict(model.named_children())
-    settings = LoRASettings(
-        rank=section.rank,
-        alpha=section.alpha,
-        dropout=section.dropout,
-        targets=section.targets,
-        scaling="rslora" if section.kind == "rslora" else "lora",
-        dora=section.kind == "dora",
-        train_bias=section.train_bias,
-        also_train=tuple(name for name in section.also_train if there.get(name) is not None),
-        seed=recipe.training.seed,
-    )
-    add_adapter(model, settings)
-
-
-def _task(
-    module: ModuleType,
-    loaded: Loaded,
-    rows: Any,
-    judged: Any,
-    options: Mapping[str, Any],
-    seed: int,
-) -> Task:
+def _task(kind: Kind, recipe: Recipe, loaded: Loaded, rows: Any, judged: Any) -> Task:
     """The objective's task; its options are those of [task]. ConfigError for one it has not."""
+    options = {name: value for name, value in recipe.task.items() if name != "kind"}
     given = ("loaded", "rows", "texts", "documents", "evaluation", "seed", "progress")
-    known = sorted(set(inspect.signature(module.task).parameters) - set(given))
+    known = sorted(set(inspect.signature(kind.task).parameters) - set(given))
     for name in options:
         if name not in known:
             raise ConfigError(
@@ -367,11 +222,14 @@ def _task(
                 where="[task]",
                 advice=f"it has {', '.join(known)}",
             )
-    made: Task = module.task(loaded, rows, evaluation=judged, seed=seed, **options)
-    return made
+    return kind.task(loaded, rows, evaluation=judged, seed=recipe.training.seed, **options)
 
 
-def _named(function: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+def _call(function: Callable[..., Any], options: Mapping[str, Any], subject: Any) -> Any:
+    return function(subject, **_named(function, options))
+
+
+def _named(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Those options that a function takes."""
     known = inspect.signature(function).parameters
     return {name: value for name, value in options.items() if name in known}

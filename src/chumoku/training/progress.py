@@ -14,6 +14,7 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -149,7 +150,7 @@ class JsonLog:
             raise ResourceError(
                 "the disk is full" if full else f"the log cannot be written: {error.strerror}",
                 where=self.path,
-                advice="free some space; the last snapshot is good, the same command goes on",
+                advice="free some space; the same command goes on from the last good snapshot",
             ) from error
 
 
@@ -332,13 +333,22 @@ class TensorBoard:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._at = 0
-        self._writer = _summary_writer(folder, None)
+        self._purge: int | None = None
+        _check_tensorboard()
+
+    @cached_property
+    def _writer(self) -> Any:
+        """Made when something is told: of several processes only the first tells anything."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        writer: Any = SummaryWriter(str(self.folder), purge_step=self._purge)
+        return writer
 
     def resumed(self, step: int) -> None:
+        """What is there of later steps, from a run that was broken off, is hidden."""
         self._at = step
-        if step:  # a purge step hides what is there of later steps
-            self._writer.close()
-            self._writer = _summary_writer(self.folder, step + 1)
+        self.close()
+        self._purge = step + 1 if any(self.folder.glob("events.*")) else None
 
     def step(self, step: Step) -> None:
         self._at = step.step
@@ -363,18 +373,18 @@ class TensorBoard:
         self._writer.add_text("note", text, self._at)
 
     def close(self) -> None:
-        self._writer.close()
+        if "_writer" in self.__dict__:
+            self._writer.close()
+            del self._writer
 
 
-def _summary_writer(folder: Path, purge_step: int | None) -> Any:
+def _check_tensorboard() -> None:
     try:
-        from torch.utils.tensorboard import SummaryWriter
+        import torch.utils.tensorboard  # noqa: F401
     except ImportError as error:
         raise DependencyError(
             "tensorboard is not installed", advice='Run: pip install "chumoku[train]"'
         ) from error
-    writer: Any = SummaryWriter(str(folder), purge_step=purge_step)
-    return writer
 
 
 # ---- what a run tells by default ----

@@ -71,6 +71,14 @@ class ModelSection:
     mixout: float = 0.0
     dropout: float | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("mixout", "dropout"):
+            rate = getattr(self, name)
+            if rate is not None and not 0.0 <= rate < 1.0:
+                raise ConfigError(
+                    f"must be at least 0 and below 1, it is {rate}", where=f"[model] {name}"
+                )
+
 
 @dataclass(frozen=True)
 class DataSection:
@@ -103,6 +111,12 @@ class DataSection:
     stream: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("max_rejects", "holdout"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ConfigError(
+                    f"must be a share from 0 to 1, it is {getattr(self, name)}",
+                    where=f"[data] {name}",
+                )
         if self.holdout_rows not in ("random", "regular"):
             raise ConfigError(
                 f"{self.holdout_rows!r} is not one of random, regular", where="[data] holdout_rows"

@@ -123,7 +123,12 @@ def hold_out(rows: dict[str, Any], share: float, how: str) -> None:
         return
     every = round(1 / share)
     if every < 2 or len(train) < every:
-        raise ConfigError(f"no share {share} of {len(train)} rows", where="[data] holdout")
+        raise ConfigError(
+            f"no share {share} of {len(train)} rows",
+            where="[data] holdout",
+            advice="name rows to judge by, [data] evaluation (finetune: --eval FILE), or hold out "
+            "0, none, or a larger share",
+        )
     if how == "regular":
         held = set(range(every - 1, len(train), every))
     else:

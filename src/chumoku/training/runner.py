@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,9 +22,10 @@ import torch
 from filelock import FileLock, Timeout
 from torch import nn
 
-from chumoku.checkpoints.ranges import write_json
+from chumoku.checkpoints.files import FULL_DISK
+from chumoku.checkpoints.ranges import write_json, write_text
 from chumoku.devices import FLOATS, pick_device
-from chumoku.errors import InputError
+from chumoku.errors import InputError, ResourceError
 from chumoku.loading import Loaded
 from chumoku.saving import published_config, save
 from chumoku.text.load import TOKENIZER_FILES
@@ -32,11 +34,12 @@ from chumoku.training.card import card
 from chumoku.training.curves import draw_curve
 from chumoku.training.distributed import leave, world_of
 from chumoku.training.flops import Shape
-from chumoku.training.loop import Result, Run
+from chumoku.training.loop import Result, Run, memory_errors
 from chumoku.training.preparing import Prepared, prepare
 from chumoku.training.progress import Report, run_reports
 from chumoku.training.recipe import Recipe, to_toml
-from chumoku.training.snapshots import snapshots
+from chumoku.training.settings import check_same_settings
+from chumoku.training.snapshots import newest_state, snapshots
 from chumoku.training.task import Task
 from chumoku.training.world import World
 
@@ -46,7 +49,7 @@ class Outcome:
     """folder: the model. result: of the run. test: metrics on the test rows, if there are any.
 
     metric: the name of the one that chooses; lower: whether less is better. first: this is the
-    first of the processes, the one that tells.
+    first of the processes, the one that tells. trained: share of the weights.
     """
 
     folder: Path
@@ -56,6 +59,7 @@ class Outcome:
     metric: str
     lower: bool
     first: bool = True
+    trained: float = 1.0
 
 
 def train(
@@ -73,10 +77,26 @@ def train(
     Raises every typed error of its parts; what was saved before stays.
     """
     run_folder = folder / "run"
-    run_folder.mkdir(parents=True, exist_ok=True)
-    world, place = world_of(pick_device(device), strategy)
-    with _alone_in(run_folder) if world.rank == 0 else contextlib.nullcontext():
-        return _train(recipe, folder, places, world, place, reports)
+    with _file_errors(folder), memory_errors():
+        run_folder.mkdir(parents=True, exist_ok=True)
+        world, place = world_of(pick_device(device), strategy)
+        with _alone_in(run_folder) if world.rank == 0 else contextlib.nullcontext():
+            return _train(recipe, folder, places, world, place, reports)
+
+
+@contextlib.contextmanager
+def _file_errors(folder: Path) -> Iterator[None]:
+    """What cannot be read or written inside is named, and a full disk is a ResourceError."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in FULL_DISK
+        if error.filename is None and not full:
+            raise
+        kind = ResourceError if full else InputError
+        what = "the disk is full" if full else f"{error.strerror}"
+        advice = "see that the output folder (--output) can be written"
+        raise kind(what, where=error.filename or folder, advice=advice) from error
 
 
 @contextlib.contextmanager
@@ -102,6 +122,11 @@ def _train(
     reports: Iterable[Report],
 ) -> Outcome:
     run_folder = folder / "run"
+    former = newest_state(run_folder / "snapshots")
+    if former is not None:  # before anything is written; the rows are compared later
+        own = {"training": _as_json(recipe.training), **_identity(recipe)}
+        there = {**former.get("identity", {})}
+        check_same_settings({n: there.get(n) for n in own}, own, run_folder)
     if world.rank > 0:
         world.wait()  # the first process may have a tokenizer to train
     prepared = prepare(recipe, run_folder, places, place, first=world.rank == 0)
@@ -123,7 +148,7 @@ def _train(
         new = not snapshots(run_folder / "snapshots")
         if world.rank == 0 and new:  # else it may be refused, and the former recipe stays
             _write_recipe(recipe, run_folder)
-        identity = _identity(recipe, prepared)
+        identity = {**_identity(recipe), "rows": dict(prepared.rows)}
         run = Run(
             model,
             prepared.task,
@@ -140,11 +165,22 @@ def _train(
         if world.rank == 0:
             _write(recipe, prepared, folder, result, test)
         world.wait()
+        del run  # DDP's wrapper must not outlive the group of processes, or a second run may hang
+        gc.collect()
     finally:
         report.close()
         leave()
     task = prepared.task
-    return Outcome(folder, result, test, prepared.notes, task.metric, task.lower, world.rank == 0)
+    return Outcome(
+        folder,
+        result,
+        test,
+        prepared.notes,
+        task.metric,
+        task.lower,
+        world.rank == 0,
+        prepared.trained,
+    )
 
 
 def _shape(recipe: Recipe, task: Task) -> Shape | None:
@@ -154,11 +190,16 @@ def _shape(recipe: Recipe, task: Task) -> Shape | None:
     return Shape(length, chosen=chosen) if chosen and length else None
 
 
-def _identity(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
+def _identity(recipe: Recipe) -> dict[str, Any]:
     """What a run that is taken up again must have in common with the former one."""
-    whole: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(recipe)))
-    parts = {name: whole[name] for name in ("model", "tokenizer", "data", "task", "adapter")}
-    return parts | {"rows": dict(prepared.rows)}
+    whole = _as_json(recipe)
+    return {name: whole[name] for name in ("model", "tokenizer", "data", "task", "adapter")}
+
+
+def _as_json(settings: Any) -> dict[str, Any]:
+    """A dataclass as it reads back from a snapshot's state."""
+    table: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(settings)))
+    return table
 
 
 def _tested(prepared: Prepared, model: nn.Module) -> dict[str, float]:
@@ -191,7 +232,7 @@ def _write(
     for name, content in prepared.files.items():
         write_json(folder / name, content)
     text = card(recipe, result.steps, result.metrics, test)
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    write_text(folder / "README.md", text)
     write_json(
         folder / "run" / "result.json",
         {
@@ -211,7 +252,7 @@ def _write(
 
 
 def _write_recipe(recipe: Recipe, run_folder: Path) -> None:
-    (run_folder / "recipe.toml").write_text(to_toml(recipe), encoding="utf-8")
+    write_text(run_folder / "recipe.toml", to_toml(recipe))
 
 
 def _write_adapter(recipe: Recipe, loaded: Loaded, folder: Path) -> None:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 from chumoku.devices import FLOATS
-from chumoku.errors import ConfigError
+from chumoku.errors import ConfigError, TrainingError
 from chumoku.training.data.batching import Batching
 from chumoku.training.optimisers import OptimiserSettings
 from chumoku.training.schedules import ScheduleSettings
 
 NON_FINITE: Final = ("stop", "skip")
-HARMLESS: Final = ("keep", "sample_every", "save_every", "on_nonfinite", "recompute")
+HARMLESS: Final = tuple(
+    f"training.{name}"
+    for name in ("keep", "sample_every", "save_every", "on_nonfinite", "recompute")
+)
 """Settings that a resumed run may change: the curve does not depend on them."""
+FREE: Final = ("task", "tokenizer", "rows", "model.config", "data.columns", "data.fallback")
+"""Tables that hold what was written alone; the others are whole, with every default."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < lowest:
                 raise _error(name, f"must be at least {lowest}, it is {value}")
+        if not 0 <= self.seed < 1 << 63:
+            raise _error("seed", f"must lie in 0 … 2^63 - 1, it is {self.seed}")
         if self.steps is None and not 0 < self.epochs < float("inf"):
             raise _error("epochs", f"must be above 0, it is {self.epochs}")
         if self.clip is not None and not self.clip > 0:
@@ -83,19 +91,30 @@ def _error(name: str, what: str) -> ConfigError:
     return ConfigError(what, where=f"[training] {name}")
 
 
+def check_same_settings(before: Any, now: Any, folder: Path) -> None:
+    """Raise TrainingError where a run in this folder had other settings. Both: recipes as JSON."""
+    changed = changed_settings(before, now)
+    if changed:
+        raise TrainingError(
+            f"the run in this folder had other settings: {', '.join(changed[:5])}",
+            where=folder,
+            advice="take the former settings and data, or another output folder",
+        )
+
+
 def changed_settings(before: Any, now: Any) -> list[str]:
     """Dotted names of what differs between two recipes as JSON and is not harmless."""
-    names = sorted(_differences(before, now))
-    return [name for name in names if name.rpartition(".")[2] not in HARMLESS]
+    return [name for name in sorted(_differences(before, now)) if name not in HARMLESS]
 
 
 def _differences(a: Any, b: Any, path: str = "") -> Iterator[str]:
     if isinstance(a, Mapping) and isinstance(b, Mapping):
+        free = path.startswith(FREE)
         for key in {*a, *b}:
             where = f"{path}.{key}" if path else str(key)
             if key in a and key in b:
                 yield from _differences(a[key], b[key], where)
-            elif a.get(key) or b.get(key):  # what a version does not know is off there
+            elif free or a.get(key) or b.get(key):  # what a version does not know is off there
                 yield where
     elif isinstance(a, list | tuple) and isinstance(b, list | tuple):
         if list(a) != list(b):

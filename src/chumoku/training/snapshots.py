@@ -76,12 +76,12 @@ def unfinished(folder: Path, token: str, *, remove: bool = True) -> Iterator[Pat
     try:
         temporary.mkdir(parents=True, exist_ok=True)
         yield temporary
-    except OSError as error:
-        if error.errno in FULL_DISK:
+    except (OSError, ResourceError) as error:
+        if isinstance(error, ResourceError) or error.errno in FULL_DISK:
             raise ResourceError(
                 "the disk is full; the snapshots written before are untouched",
                 where=folder,
-                advice="free some space, lower [training] keep, or write to another disk",
+                advice="free some space, lower --training.keep, or write to another disk",
             ) from error
         raise CheckpointError(f"cannot be written: {error.strerror}", where=folder) from error
     finally:
@@ -154,6 +154,14 @@ def latest_snapshot(folder: Path) -> tuple[Snapshot | None, list[CheckpointError
     return None, damaged
 
 
+def newest_state(folder: Path) -> Mapping[str, Any] | None:
+    """What the newest snapshot that can be read says of its run; its tensors are not looked at."""
+    for path in reversed(snapshots(folder)):
+        with contextlib.suppress(CheckpointError):
+            return _json(path / STATE)
+    return None
+
+
 def snapshots(folder: Path) -> list[Path]:
     """The snapshots of a folder, oldest first. What a killed process left half-made is not one."""
     if not folder.is_dir():
@@ -201,6 +209,19 @@ def prune(folder: Path, keep: int | None) -> None:
         remove(path)
 
 
+def set_aside(folder: Path, after: int) -> None:
+    """Rename the snapshots of steps beyond `after`: damaged ones, passed by when a run goes on.
+
+    Under their names they would be counted as the last ones, and push out those written from now
+    on.
+    """
+    for path in snapshots(folder):
+        if int(path.name.removeprefix("step-")) > after:
+            target = path.with_name(f"damaged-{path.name}")
+            shutil.rmtree(target, ignore_errors=True)
+            path.rename(target)
+
+
 def remove(path: Path) -> None:
     """Drop a snapshot; no moment at which half of one lies under its name."""
     doomed = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
@@ -219,7 +240,8 @@ def refuse_non_finite(file: str, tensors: Mapping[str, Tensor]) -> None:
             raise CheckpointError(
                 "a value is not a finite number; no snapshot is written of it",
                 where=f"{file}: {name}",
-                advice="resume from the last snapshot with a lower learning rate",
+                advice="with a lower --training.optimiser.learning_rate it is another run, in "
+                "another folder; the last snapshot is as it was",
             )
 
 

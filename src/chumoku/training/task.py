@@ -70,6 +70,29 @@ class Task:
     tokens: Callable[[Any], int] = field(default=lambda batch: int(batch[0].numel()))
 
 
+@dataclass(frozen=True)
+class Kind:
+    """An objective as [task] kind of a recipe names it: KIND in each file of objectives/.
+
+    head: what the model needs; "": what it has. task: (model, rows, options) -> Task. check_row:
+    raises InputError for a row that cannot be used. labels_of: rows -> the names for a new head.
+    problem_of: rows -> what kind of labels they have, an option of the others. described: the model
+    with what its own files should say of the objective. files_of: rows -> JSON that goes with the
+    model, by file name. Each is given those options of [task] that it takes. column: only this
+    column of the rows is passed on. streams: a RowStream may stand for the rows.
+    """
+
+    head: str
+    task: Callable[..., Task]
+    check_row: Callable[..., object]
+    labels_of: Callable[..., Sequence[str]] | None = None
+    problem_of: Callable[..., str] | None = None
+    described: Callable[..., Any] | None = None
+    files_of: Callable[..., Mapping[str, Any]] | None = None
+    column: str | None = None
+    streams: bool = False
+
+
 def generator(seed: int, epoch: int, index: int) -> torch.Generator:
     """The random numbers of one example: the same for the same three numbers, on every machine.
 

@@ -64,6 +64,16 @@ def test_columns_of_parquet(parquet: str) -> None:
     assert "label, text, 本文" in caught.value.advice
 
 
+def test_columns_that_change_places(tmp_path: Path) -> None:
+    """As in the other direction of a translation; and one column may have two names."""
+    path = str(tmp_path / "a.parquet")
+    datasets.Dataset.from_dict({"source": ["cat"], "target": ["猫"]}).to_parquet(path)
+    (row,) = read_rows(path, columns={"source": "target", "target": "source"}).rows
+    assert dict(row) == {"source": "猫", "target": "cat"}
+    (row,) = read_rows(path, columns={"a": "source", "b": "source"}).rows
+    assert dict(row) == {"a": "cat", "b": "cat", "target": "猫"}
+
+
 def test_a_row_on_the_disk_knows_its_place(parquet: str, tmp_path: Path) -> None:
     """Over two files, behind gaps, and after a choice of a choice."""
     other = str(tmp_path / "b.parquet")

@@ -197,6 +197,7 @@ def test_labels_are_sorted_by_value_or_by_letter() -> None:
         ([1.0, 2, 3], "single"),
         (["1.0", "2.0"], "single"),
         (["1.5", "2.x"], "single"),
+        ([*(n / 2 for n in range(40)), "N/A"], "regression"),  # a row to reject, not 41 classes
         (["nan", "0.5"], "single"),
     ],
 )
@@ -221,6 +222,8 @@ def test_a_label_outside_the_head_is_named_with_its_row() -> None:
         task(loaded_of(), [{"text": "a", "label": True}])
     assert text_rows.number_of(2, ("bad", "good", "odd"), "row 0") == 2
     assert text_rows.number_of(2, ("2", "1", "0"), "row 0") == 0  # the name wins
+    with pytest.raises(InputError, match="label 3 of row 0 is none of the model's: 1, 2, 4, 5"):
+        text_rows.number_of(3, ("1", "2", "4", "5"), "row 0")
     with pytest.raises(InputError, match="label 3"):
         text_rows.number_of(3, ("bad", "good", "odd"), "row 0")
 

@@ -255,3 +255,25 @@ def test_what_cannot_be_learned_from_is_refused() -> None:
         next_sentence.task(loaded, [["the cat."], ["the dog."]])
     with pytest.raises(InputError, match="pre-training"):
         next_sentence.task(tiny.created(CONFIG, "masked-lm", "english"), TEXTS)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.4, 0.7, 1.0])
+def test_the_share_that_stands_alone_is_the_one_asked_for(share: float) -> None:
+    """And every one of them has its turn."""
+    loaded = tiny.created(CONFIG, "pre-training", "english")
+    single = [["the " * (n % 7 + 1) + "cat."] for n in range(23)]
+    texts = [*TEXTS, *single]
+    task = next_sentence.task(loaded, texts, length=24, alone=share)
+    examples: Any = task.examples
+    own = range(len(examples.chunks), len(examples))
+    assert len(own) == round(23 * share)
+    turns = -(-23 // len(own))
+    seen = {
+        id(examples._neighbours(n - own[0])[e % len(examples._neighbours(n - own[0]))])
+        for e in range(turns)
+        for n in own
+    }
+    assert len(seen) == 23
+    for epoch in range(turns):
+        for index in own:
+            assert len(examples.example(index, epoch).masked.ids_T) <= examples.length(index)

@@ -3,7 +3,8 @@
 In TSV a line is a row. GLUE's files are written without quoting, a spreadsheet's with it: quotes
 are taken off a cell that begins with one and whose closing one stands before a tab or the line end.
 Any other quote is a character. Where that gives another width than the first row's, a split at
-every tab is tried. So a quoted cell of TSV may hold tabs, but no line ends.
+every tab is tried. A quoted cell may hold tabs, and line ends where the lines are not of the first
+row's width for themselves, and together are.
 
 (Python's csv module gives up all that an unclosed quote has swallowed; that would lose rows.)
 """
@@ -20,6 +21,9 @@ DELIMITERS: Final = (",", "\t", ";")
 MOST_LINES: Final = 1000
 """Lines of a row; a quote that is open for longer was not meant to be."""
 
+SEPARATOR: Final = re.compile(r"sep=(.)\r?")
+OPEN: Final = re.compile(r'(?:^|\t)"(?:[^"]|"")*$')
+"""A line of TSV whose last cell begins with a quote that is not closed in it."""
 QUOTED: Final = re.compile(r'"([^"]*(?:""[^"]*)*)"(?=\t|$)')
 """A cell of TSV in quotes."""
 
@@ -28,14 +32,17 @@ def read_csv(text: str, delimiter: str | None = None, header: bool = True) -> Fo
     """Any line ends inside quotes. Without a header the columns are "0", "1", ….
 
     delimiter: by the first line where absent; a tab that is given makes it TSV (see above). Blank
-    lines are skipped. Rejected: a row of another width than the first, an unclosed quote, text
-    behind a closing quote, a CR in the open. Raises ValueError for a header that is broken or names
-    a column twice.
+    lines are skipped, and Excel's first line `sep=;` says what it says. Spaces around a name are
+    not of it; a column without one is "column 3". Rejected: a row of another width than the first,
+    an unclosed quote, text behind a closing quote, a CR in the open. Raises ValueError for a header
+    that is broken or names a column twice.
     """
     lines = text.split(newline_of(text))
     names: list[str] | None = None
     place = 0
     tsv = delimiter == "\t"
+    if delimiter is None and (said := SEPARATOR.fullmatch(lines[0])) is not None:
+        delimiter, place = said[1], 1
     while place < len(lines):
         number = place + 1
         if lines[place] in ("", "\r"):
@@ -44,7 +51,7 @@ def read_csv(text: str, delimiter: str | None = None, header: bool = True) -> Fo
         if delimiter is None:
             delimiter = next((d for d in DELIMITERS if d in lines[place]), ",")
         if tsv:
-            row, place = _tsv_row(lines[place], len(names or ())), place + 1
+            row, place = _tsv_row(lines, place, len(names or ()), newline_of(text))
         else:
             row, place = _row(lines, place, delimiter, newline_of(text))
         if names is None and header:
@@ -62,10 +69,11 @@ def read_csv(text: str, delimiter: str | None = None, header: bool = True) -> Fo
 def _header(row: list[str] | str) -> list[str]:
     if isinstance(row, str):
         raise ValueError(f"its header has {row}")
-    doubled = sorted({name for name in row if row.count(name) > 1})
+    names = [name.strip() or f"column {number}" for number, name in enumerate(row, 1)]
+    doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
         raise ValueError(f"its header names {doubled[0]!r} twice")
-    return row
+    return names
 
 
 def _row(lines: list[str], start: int, delimiter: str, newline: str) -> tuple[list[str] | str, int]:
@@ -103,8 +111,34 @@ def _row(lines: list[str], start: int, delimiter: str, newline: str) -> tuple[li
         place += 1
 
 
-def _tsv_row(line: str, width: int) -> list[str] | str:
-    """The cells of a line of TSV. width: of the first row; 0: this is it."""
+def _tsv_row(lines: list[str], start: int, width: int, newline: str) -> tuple[list[str] | str, int]:
+    """The row of TSV that begins in a line, and the line to go on with. width: of the first row;
+    0: this is it."""
+    cells = _tsv_line(lines[start], width)
+    if width and OPEN.search(lines[start].removesuffix("\r")):
+        return _tsv_joined(lines, start, width, newline) or (cells, start + 1)
+    return cells, start + 1
+
+
+def _tsv_joined(
+    lines: list[str], start: int, width: int, newline: str
+) -> tuple[list[str], int] | None:
+    """A row with a line end in quotes: of the right width as a whole, and not line by line."""
+    text = lines[start].removesuffix("\r")
+    alone = len(_tsv_cells(text)[0]) == width
+    for end in range(start + 1, min(start + MOST_LINES, len(lines))):
+        line = lines[end].removesuffix("\r")
+        alone = alone and len(_tsv_cells(line)[0]) == width
+        text += newline + line
+        if '"' in line and not OPEN.search(text):
+            cells, bare = _tsv_cells(text)
+            whole = len(cells) == width and not any(newline in cell for cell in bare)
+            return (cells, end + 1) if whole and not alone else None
+    return None
+
+
+def _tsv_line(line: str, width: int) -> list[str] | str:
+    """The cells of a line of TSV that stands for itself."""
     if len(line) > MAX_LINE:
         return _too_long(line)
     line = line.removesuffix("\r")

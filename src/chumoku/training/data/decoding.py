@@ -126,18 +126,23 @@ def codecs_name(encoding: str, path: Path) -> str:
         raise InputError(f"{encoding!r} is no encoding of text", where=path) from error
 
 
+BESIDE_ASCII: Final = re.compile("[\uff61-\uff9f][@-~]|[@-~][\uff61-\uff9f]")
+
+
 def _is_japanese(text: str) -> bool:
     """Whether a text that decodes as cp932 was meant so, as Western bytes decode too.
 
     The sign is kana among the characters beyond ASCII. Without them it is that most stand in runs
     of common kanji or half-width kana: an é takes the letter behind it for a rare kanji, a curly
     quote for a common one, Ä is half-width kana; but ASCII parts them. EUC-JP's kana are in every
-    second place ､ or ･.
+    second place ､ or ･. Of Big5 half-width kana with ASCII beside them are left.
     """
     beyond = sum(c > "\x7f" for c in text)
     kana = sum("\u3041" <= c <= "\u30ff" for c in text)
     if kana * 10 >= beyond:
         return True
+    if len(BESIDE_ASCII.findall(text)) * 20 > beyond:
+        return False
     return sum(map(len, _runs().findall(text))) * 2 > beyond
 
 

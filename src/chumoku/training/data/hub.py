@@ -106,16 +106,13 @@ def _table(data: Any, columns: Mapping[str, str], where: str) -> Table:
             if not value.is_valid:
                 bad.setdefault(number, f"no value in column {theirs!r}")
     numbers = np.delete(np.arange(len(data)), list(bad))
-    moved = {theirs: ours for ours, theirs in columns.items() if ours != theirs}
-    data = data.remove_columns([c for c in moved.values() if c in data.column_names])
-    data = data.rename_columns(moved)
     kind = datasets_library().Image
     for name in [name for name, feature in data.features.items() if isinstance(feature, kind)]:
         data = data.cast_column(name, kind(decode=False))
     found = {name: _classes(feature) for name, feature in data.features.items()}
     classes = {name: names for name, names in found.items() if names is not None}
     rejects = tuple(Reject(where, number + 1, bad[number]) for number in sorted(bad))
-    return Table(MappedRows(data, [0], [where], numbers, classes), rejects)
+    return Table(MappedRows(data, [0], [where], numbers, classes, columns), rejects)
 
 
 def _classes(feature: Any) -> Sequence[str] | None:
@@ -142,6 +139,7 @@ def joined(all_rows: Sequence[MappedRows]) -> MappedRows:
         [name for rows in all_rows for name in rows.names],
         np.concatenate([rows.numbers + shift for rows, shift in shifted]),
         all_rows[0].classes,
+        all_rows[0].columns,
     )
 
 

@@ -35,8 +35,8 @@ def object_of(line: str) -> Record | str:
 
 
 def read_json(text: str) -> Found:
-    """A list of objects, with the line where each begins; SQuAD's {"data": [...]}, whose questions
-    become rows, numbered in order; or, as often under this ending, an object a line.
+    """A list of objects, with the line where each begins; {"data": [...]}, of objects or of SQuAD's
+    articles, whose questions become rows, numbered in order; or, as often, an object a line.
 
     Raises ValueError where the text cannot be read any further.
     """
@@ -45,8 +45,9 @@ def read_json(text: str) -> Found:
         yield from _items(text, start + 1)
         return
     whole = _parsed(text)
-    if isinstance(whole, Mapping) and isinstance(whole.get("data"), list):
-        yield from _squad(whole["data"])
+    if isinstance(whole, Mapping) and isinstance(data := whole.get("data"), list):
+        is_squad = any(isinstance(one, Mapping) and "paragraphs" in one for one in data)
+        yield from _squad(data) if is_squad else enumerate(map(_record, data), 1)
         return
     yield from read_jsonl(text)
 

@@ -134,10 +134,12 @@ class Packer:
         self._ids += ids
         self._numbers += [self._numbers[-1] + 1 if self._numbers else 0] * len(ids)
         found = []
-        step = self.size - self.overlap
-        while len(self._ids) >= self.size:
-            found.append(_packed(self._ids[: self.size], self._numbers[: self.size]))
-            self._ids, self._numbers = self._ids[step:], self._numbers[step:]
+        start = 0
+        while len(self._ids) - start >= self.size:
+            end = start + self.size
+            found.append(_packed(self._ids[start:end], self._numbers[start:end]))
+            start = end - self.overlap
+        self._ids, self._numbers = self._ids[start:], self._numbers[start:]
         return found
 
     def flush(self) -> list[Packed]:

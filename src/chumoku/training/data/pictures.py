@@ -21,6 +21,10 @@ from chumoku.errors import DependencyError, InputError
 from chumoku.training.data.decoding import Bounded, bound_of, contents
 from chumoku.training.data.tables import FileRow, Reject, Table
 
+LITTER: Final = re.compile(r"\.(?!\.?$).*|__MACOSX")
+"""What macOS and Jupyter put beside the files."""
+PARTS: Final = {"train", "training", "test", "testing", "val", "valid", "validation", "dev"}
+"""Folders that are no classes, and must not be learnt from together."""
 ENDINGS: Final = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 MOST_BYTES: Final = 256 << 20
 """Of one picture's file."""
@@ -54,11 +58,20 @@ def read_pictures(name: str) -> Table:
     rows: list[FileRow] = []
     rejects: list[Reject] = []
     for place, image in members:
+        if any(LITTER.fullmatch(part) for part in place.parts):
+            continue
         where, label = f"{name}/{place}", place.parent.name
         if label:
             rows.append(FileRow({"image": image, "label": label, "file": str(place)}, where, 0))
         else:
             rejects.append(Reject(where, 0, "the picture lies in no folder of a class"))
+    parts = {name for row in rows for name in PurePosixPath(row["file"]).parts[:-2]} & PARTS
+    if len(parts) > 1:
+        raise InputError(
+            f"there are the parts {', '.join(sorted(parts))} in it",
+            where=name,
+            advice="name one of them: FOLDER/train, or of an archive pictures.zip:train",
+        )
     if not rows and not rejects:
         advice = "FOLDER/CLASS/picture.png"
         raise InputError("no pictures in folders of classes", where=name, advice=advice)

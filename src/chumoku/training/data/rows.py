@@ -26,7 +26,6 @@ from chumoku.training.data.tables import (
     Table,
     check_columns,
     check_rejects,
-    of_one_kind,
     renamed,
 )
 
@@ -184,9 +183,7 @@ def _from_text(path: Path, format: str, encoding: str | None, columns: Mapping[s
     except ValueError as error:
         raise InputError(f"cannot be read as {format}: {error}", where=name) from error
     check_columns(columns, list(seen), name)
-    good, odd = of_one_kind(rows)
-    ordered = sorted([*rejects, *odd], key=lambda reject: reject.line)
-    return Table(good, tuple(ordered), {name: encoding})
+    return Table(rows, tuple(rejects), {name: encoding})
 
 
 def _damage_in(value: Any, encoding: str) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, overload
@@ -80,6 +79,7 @@ class MappedRows(Sequence[FileRow]):
     data: a Dataset of the datasets library, of one source or of several joined. starts, names:
     where in it each source begins, and what it is called. numbers: which of its rows these are.
     classes: what the numbers of a column mean, where it has names (ClassLabel); -1 is no label.
+    columns: our name -> theirs.
     """
 
     data: Any
@@ -87,6 +87,7 @@ class MappedRows(Sequence[FileRow]):
     names: Sequence[str]
     numbers: NDArray[np.int64]
     classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -111,7 +112,11 @@ class MappedRows(Sequence[FileRow]):
     def _placed(self, record: Mapping[str, Any], number: int) -> FileRow:
         source = bisect_right(self.starts, number) - 1
         named = {c: _class_name(record[c], names) for c, names in self.classes.items()}
-        return FileRow({**record, **named}, self.names[source], number - self.starts[source] + 1)
+        return FileRow(
+            renamed({**record, **named}, self.columns),
+            self.names[source],
+            number - self.starts[source] + 1,
+        )
 
     def select(self, places: Sequence[int]) -> MappedRows:
         return replace(self, numbers=self.numbers[np.asarray(places, dtype=np.int64)])
@@ -215,38 +220,3 @@ def usable(table: Table, check: Callable[[Mapping[str, Any], int], object], shar
     rows = table.rows
     kept = rows.select(good) if isinstance(rows, MappedRows) else [rows[n] for n in good]
     return replace(table, rows=kept, rejects=tuple(rejects))
-
-
-def of_one_kind(rows: Sequence[FileRow]) -> tuple[list[FileRow], list[Reject]]:
-    """Rows whose values are of the kind that most have in that column; others are rejected.
-
-    A missing value is of every kind; whole and other numbers are one.
-    """
-    kinds: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for row in rows:
-        for name, value in row.items():
-            if value is not None:
-                kinds[name][_kind(value)] += 1
-    usual = {name: kind.most_common(1)[0][0] for name, kind in kinds.items() if len(kind) > 1}
-    if not usual:
-        return list(rows), []
-    good: list[FileRow] = []
-    bad: list[Reject] = []
-    for row in rows:
-        odd = next((name for name in usual if _is_odd(row.get(name), usual[name])), None)
-        if odd is None:
-            good.append(row)
-        else:
-            kind = _kind(row[odd])
-            reason = f"{odd!r} is {kind}, in most rows {usual[odd]}"
-            bad.append(Reject(row.file, row.line, reason))
-    return good, bad
-
-
-def _is_odd(value: Any, usual: str) -> bool:
-    return value is not None and _kind(value) != usual
-
-
-def _kind(value: Any) -> str:
-    kinds = {bool: "true or false", str: "a text", list: "a list", dict: "an object"}
-    return kinds.get(type(value), "a number")

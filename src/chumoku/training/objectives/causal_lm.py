@@ -39,7 +39,7 @@ from chumoku.training.objectives.vocabulary import (
     places_of,
     stacked,
 )
-from chumoku.training.task import IGNORED, Examples, Loss, Task, generator
+from chumoku.training.task import IGNORED, Examples, Kind, Loss, Task, generator
 
 # ---- rows, batches, and the loss ----
 
@@ -201,8 +201,6 @@ def spread(examples: Examples, limit: int | None) -> Some:
 
 # ---- the task ----
 
-check_row: Final = check_text
-
 
 class Framed:
     """A text's ids in the tokenizer's frame; end: closed by the end token, where there is one.
@@ -291,6 +289,9 @@ def task(
         evaluate=evaluate,
         sample=sampler,
     )
+
+
+KIND: Final = Kind("causal-lm", task, check_text, column="text", streams=True)
 
 
 def streamed(texts: RowStream, framed: Framed, length: int, separate: bool) -> Streamed:

@@ -31,7 +31,7 @@ from chumoku.training.objectives.causal_lm import Row
 from chumoku.training.objectives.conversations import Message, checked_messages, messages_of
 from chumoku.training.objectives.encoded import Progress
 from chumoku.training.objectives.masked_lm import check_head
-from chumoku.training.task import IGNORED, Task
+from chumoku.training.task import IGNORED, Kind, Task
 
 STRADDLING: Final = 2
 """So many tokens at the end of a prompt may come out differently when text follows them."""
@@ -274,6 +274,9 @@ def task(
         evaluate=evaluate,
         sample=sample,
     )
+
+
+KIND: Final = Kind("causal-lm", task, check_row)
 
 
 def sampler(

@@ -42,7 +42,7 @@ from chumoku.training.objectives.text_rows import (
     string_of,
     value_of,
 )
-from chumoku.training.task import Examples, Loss, Task
+from chumoku.training.task import Examples, Kind, Loss, Task
 
 PROBLEMS: Final = {
     "single": "single_label_classification",
@@ -156,6 +156,10 @@ def split(label: Any, separator: str | None) -> list[str]:
     return [name for name in names if name]
 
 
+ODD_SCORES: Final = 0.05
+"""Up to this share of labels may be no numbers, and the others still are scores."""
+
+
 def problem_of(
     rows: Sequence[Row],
     labels: Sequence[str] = (),
@@ -165,7 +169,8 @@ def problem_of(
     """One of PROBLEMS: as asked, as the model's problem_type says, else as the rows look.
 
     Lists of labels are "multi"; numbers of which some have a fraction, also where they are stored
-    as texts, or a head of one class, "regression". Raises ConfigError for an unknown one.
+    as texts, or a head of one class, "regression". A few labels among them that are no numbers do
+    not make classes of all the others: see check_row(). Raises ConfigError for an unknown one.
     """
     if problem != "auto":
         if problem not in PROBLEMS:
@@ -180,7 +185,7 @@ def problem_of(
         return "multi"
     numbers = [as_number(value) for value in values]
     fractions = any(number is not None and not number.is_integer() for number in numbers)
-    scores = fractions and None not in numbers
+    scores = fractions and numbers.count(None) <= ODD_SCORES * len(numbers)
     return "regression" if scores or len(labels) == 1 else "single"
 
 
@@ -208,10 +213,23 @@ def check_row(
     string_of(row, "text", number)
     if row.get("pair") is not None:
         string_of(row, "pair", number)
-    if problem == "multi" or separator:
+    if problem == "regression":
+        score_of(row, number)
+    elif problem == "multi" or separator:
         value_of(row, "label", number)
     else:
         class_of(row, number)
+
+
+def score_of(row: Row, number: int) -> float:
+    """The label of a regression. Raises InputError."""
+    label = value_of(row, "label", number)
+    score = as_number(label)
+    if score is None:
+        raise InputError(
+            f"the label {label!r} of {where_of(row, number)} is not a number", where="label"
+        )
+    return score
 
 
 def labels_of(
@@ -250,14 +268,11 @@ def target_of(
     where = where_of(row, number)
     if problem == "single":
         return number_of(class_of(row, number), labels, where)
-    label = value_of(row, "label", number)
     if problem == "multi":
+        label = value_of(row, "label", number)
         own = {number_of(name, labels, where) for name in split(label, separator)}
         return [float(c in own) for c in range(len(labels))]
-    score = as_number(label)
-    if score is None:
-        raise InputError(f"the label {label!r} of {where} is not a number", where="label")
-    return score
+    return score_of(row, number)
 
 
 def weights_of(
@@ -379,6 +394,16 @@ def task(
         metric=metric,
         lower=metric in LOWER,
     )
+
+
+KIND: Final = Kind(
+    "classification",
+    task,
+    check_row,
+    labels_of=labels_of,
+    problem_of=problem_of,
+    described=described,
+)
 
 
 class Answers(NamedTuple):

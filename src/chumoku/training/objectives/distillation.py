@@ -29,7 +29,7 @@ from chumoku.training.objectives.encoded import Progress
 from chumoku.training.objectives.masked_lm import MaskedBatch, check_head
 from chumoku.training.objectives.text_rows import Row, answer, check_text
 from chumoku.training.objectives.vocabulary import cross_entropy, picked
-from chumoku.training.task import Loss, Task
+from chumoku.training.task import Kind, Loss, Task
 
 # ---- the losses ----
 
@@ -238,6 +238,9 @@ def task(
     stored = loaded.config.problem_type
     problem = classification.problem_of(rows, loaded.config.labels, problem, stored)
     return distilled_classes(made, loaded, guide, mixture, problem)
+
+
+KIND: Final = Kind("", task, check_row)
 
 
 def _teacher(loaded: Loaded, teacher: Loaded | str) -> Loaded:

@@ -40,7 +40,7 @@ from chumoku.training.objectives.text_rows import (
     sorted_names,
     value_of,
 )
-from chumoku.training.task import Examples, Loss, Task, generator
+from chumoku.training.task import Examples, Kind, Loss, Task, generator
 
 HEADS: Final = ("image-classification", "distilled-classification")
 PLAIN: Final = ImagePreparation(size=None, rescale=None, mean=None, std=None)
@@ -220,11 +220,6 @@ def preparation_of(loaded: Loaded) -> ImagePreparation:
     return ImagePreparation(size=loaded.config.image, mean=half, std=half)
 
 
-def problem_of(rows: Sequence[Row], labels: Sequence[str] = (), problem: str = "auto") -> str:
-    """A picture has one label: "single"."""
-    return "single"
-
-
 def described(loaded: Loaded, problem: str = "single") -> Loaded:
     """The model with its preparation, so that saving writes it and the verb uses it."""
     return replace(with_problem(loaded, problem), images=preparation_of(loaded))
@@ -275,6 +270,11 @@ def task(
         lower=metric in LOWER,
         tokens=partial(_tokens, size),
     )
+
+
+KIND: Final = Kind(
+    "image-classification", task, check_row, labels_of=labels_of, described=described
+)
 
 
 def _tokens(size: int, batch: ImageBatch) -> int:

@@ -36,7 +36,7 @@ from chumoku.training.objectives.vocabulary import (
     picked,
     stacked,
 )
-from chumoku.training.task import Examples, Loss, Task, generator
+from chumoku.training.task import Examples, Kind, Loss, Task, generator
 
 HEADS: Final = ("masked-lm", "pre-training")
 
@@ -276,8 +276,6 @@ def joined(parts: Sequence[Pieces]) -> Pieces:
 
 # ---- the task ----
 
-check_row: Final = check_text
-
 
 def masking_of(
     tokenizer: Tokenizer,
@@ -288,9 +286,10 @@ def masking_of(
     whole_words: bool,
     max_predictions: int | None,
 ) -> Masking:
-    """With the tokenizer's mask token; random tokens are drawn from all that are no control tokens.
+    """With the tokenizer's mask token; random tokens are drawn from all but [MASK], [PAD], [CLS],
+    [SEP] and what the tokenizer keeps as control tokens.
 
-    The original tool draws from control tokens too. Raises InputError where there is no mask token.
+    The original tool draws from all. Raises InputError where there is no mask token.
     """
     if tokenizer.mask_id is None:
         raise InputError("the tokenizer of this model has no mask token")
@@ -381,6 +380,9 @@ def task(
         loss=loss,
         evaluate=None if held_out is None else evaluator(held_out, gather, evaluation_batch_size),
     )
+
+
+KIND: Final = Kind("masked-lm", task, check_text, column="text", streams=True)
 
 
 def evaluator(

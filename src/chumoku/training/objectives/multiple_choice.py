@@ -39,7 +39,7 @@ from chumoku.training.objectives.text_rows import (
     string_of,
     value_of,
 )
-from chumoku.training.task import Examples, Loss, Task
+from chumoku.training.task import Examples, Kind, Loss, Task
 
 # ---- the loss ----
 
@@ -265,6 +265,9 @@ def task(
         metric=metric,
         lower=metric == "loss",
     )
+
+
+KIND: Final = Kind("multiple-choice", task, check_row)
 
 
 def evaluator(

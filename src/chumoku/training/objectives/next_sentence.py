@@ -36,7 +36,7 @@ from chumoku.training.objectives.vocabulary import (
     perplexity_of,
     unigram_loss,
 )
-from chumoku.training.task import IGNORED, Loss, Task, generator
+from chumoku.training.task import IGNORED, Kind, Loss, Task, generator
 
 IS_NEXT: Final = 0
 NOT_NEXT: Final = 1
@@ -209,7 +209,7 @@ class SentencePairs:
         self.documents = [document for document in documents if len(document) >= least]
         single = [one[0].cut(0, self.room) for one in documents if alone and len(one) == 1]
         self.alone = sorted(single, key=lambda pieces: len(pieces.ids_T))
-        self.every = round(1 / alone) if alone else 1
+        self.drawn = round(len(single) * alone)
         if len(self.documents) < 2:
             raise InputError(
                 "next-sentence prediction needs at least two documents",
@@ -223,8 +223,8 @@ class SentencePairs:
             min(sum(sizes[c.document][c.start : c.end]), self.room) + frame.pair
             for c in self.chunks
         ]
-        last = self.alone[self.every - 1 :: self.every]
-        self.lengths += [len(pieces.ids_T) + frame.single for pieces in last]
+        longest = [self._neighbours(number)[-1] for number in range(self.drawn)]
+        self.lengths += [len(pieces.ids_T) + frame.single for pieces in longest]
         self.frame, self.masking, self.short, self.seed = frame, masking, short, seed
 
     def __len__(self) -> int:
@@ -235,9 +235,10 @@ class SentencePairs:
 
     def example(self, index: int, epoch: int) -> Example:
         rng = generator(self.seed, epoch, index)
-        if index >= len(self.chunks):  # neighbours in `alone` are of like length
-            number = (index - len(self.chunks)) * self.every + epoch % self.every
-            masked = masked_lm.framed_and_masked(self.alone[number], self.frame, self.masking, rng)
+        if index >= len(self.chunks):
+            some = self._neighbours(index - len(self.chunks))
+            pieces = some[epoch % len(some)]
+            masked = masked_lm.framed_and_masked(pieces, self.frame, self.masking, rng)
             return Example(masked._replace(segments_T=torch.zeros_like(masked.ids_T)), IGNORED)
         pair = pair_of(self.documents, self.chunks[index], self.room, rng)
         room = self.room
@@ -246,6 +247,11 @@ class SentencePairs:
         first, second = truncate_pair(pair.first, pair.second, room, rng)
         masked = mask_example(*self._framed(first, second), self.masking, rng)
         return Example(masked._replace(segments_T=self._segments(first, second)), pair.label)
+
+    def _neighbours(self, number: int) -> Sequence[Pieces]:
+        """Of like length; an epoch masks one of them."""
+        n = len(self.alone)
+        return self.alone[number * n // self.drawn : (number + 1) * n // self.drawn]
 
     def texts(self) -> Iterator[Tensor]:
         """ids_T of every sentence."""
@@ -377,6 +383,9 @@ def task(
         }
         evaluate = evaluator(held_out, gather, evaluation_batch_size, context_free)
     return Task(examples=trained, collate=gather, loss=loss, evaluate=evaluate)
+
+
+KIND: Final = Kind("pre-training", task, check_row, column="sentences")
 
 
 def evaluator(

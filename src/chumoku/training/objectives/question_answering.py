@@ -41,7 +41,7 @@ from chumoku.training.objectives.text_rows import (
     text_of,
     value_of,
 )
-from chumoku.training.task import Loss, Task
+from chumoku.training.task import Kind, Loss, Task
 
 # ---- the loss ----
 
@@ -314,6 +314,9 @@ def task(
         metric=metric,
         lower=metric == "loss",
     )
+
+
+KIND: Final = Kind("question-answering", task, check_row)
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ from chumoku.training.objectives.text_rows import (
     text_of,
     value_of,
 )
-from chumoku.training.task import Loss, Task
+from chumoku.training.task import Kind, Loss, Task
 
 # ---- vectors ----
 
@@ -366,6 +366,21 @@ def task(
         metric=default,
         lower=default == "loss",
     )
+
+
+def described(
+    loaded: Loaded,
+    pooling: str | None = None,
+    prompt: str | None = None,
+    pair_prompt: str | None = None,
+    max_length: int | None = None,
+) -> Loaded:
+    """The model with how its texts become vectors, so that saving writes it; see sentence_of()."""
+    settings = sentence_of(loaded, pooling, prompt, pair_prompt, max_length)
+    return replace(loaded, sentence=settings)
+
+
+KIND: Final = Kind("encoder", task, check_row, described=described)
 
 
 def _check(objective: str, scale: float, highest_score: float) -> None:

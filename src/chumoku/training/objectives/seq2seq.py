@@ -13,7 +13,7 @@ V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -28,7 +28,7 @@ from chumoku.layers.ops import wide
 from chumoku.loading import Loaded
 from chumoku.models.t5 import shift_right
 from chumoku.tasks import common
-from chumoku.tasks.generation import effective
+from chumoku.tasks.generation import effective, task_parameters
 from chumoku.text.encoding import Tokenizer
 from chumoku.text.marian import MarianTokenizer
 from chumoku.training.data.tables import naming, where_of
@@ -45,7 +45,7 @@ from chumoku.training.objectives.vocabulary import (
     places_of,
     stacked,
 )
-from chumoku.training.task import IGNORED, Examples, Loss, Task
+from chumoku.training.task import IGNORED, Examples, Kind, Loss, Task
 
 # ---- the loss ----
 
@@ -149,8 +149,8 @@ def check_row(row: Mapping[str, Any], number: int) -> None:
                 where=name,
                 advice=naming(name, row),
             )
-    if not row["source"].strip():
-        raise InputError(f"the source of {where} is empty")
+        if not row[name].strip():
+            raise InputError(f"the {name} of {where} is empty")
 
 
 def checked_rows(rows: Sequence[Mapping[str, Any]], prefix: str) -> list[Texts]:
@@ -225,8 +225,45 @@ def _packed(ids: Sequence[int]) -> Tensor:
 
 # ---- the task ----
 
+NUM_BEAMS: Final = 4
 SCORES: Final = {"bleu": "bleu", "rouge": "rougeL"}
 """A score -> the metric that chooses the best checkpoint."""
+
+
+def prefix_of(loaded: Loaded, prefix: str | None, published: str | None) -> str:
+    """As given, else as the model publishes it under that name."""
+    if prefix is not None:
+        return prefix
+    own = task_parameters(loaded).get(published or "") or {}
+    return str(own.get("prefix", ""))
+
+
+def described(
+    loaded: Loaded,
+    prefix: str | None = None,
+    published: str | None = None,
+    num_beams: int = NUM_BEAMS,
+    length_penalty: float = 1.0,
+    target_length: int | None = None,
+    max_new_tokens: int | None = None,
+) -> Loaded:
+    """The model whose config states under `task_specific_params` how it is trained and judged.
+
+    published: a name there, as "summarization", which the verb of that task reads; None: nothing is
+    stated. Without it a verb would go on with the base's prefix and settings.
+    """
+    source = loaded.source.published
+    if published is None or source is None:
+        return loaded
+    own = {
+        "prefix": prefix_of(loaded, prefix, published),
+        "num_beams": num_beams,
+        "length_penalty": length_penalty,
+        "max_new_tokens": max_new_tokens or encoded.checked_length(loaded, target_length, 2),
+    }
+    config = {**source.raw_config, "task_specific_params": {published: own}}
+    source = replace(source, raw_config=config)
+    return replace(loaded, source=replace(loaded.source, published=source))
 
 
 def task(
@@ -234,7 +271,8 @@ def task(
     rows: Sequence[Mapping[str, Any]],
     *,
     evaluation: Sequence[Mapping[str, Any]] | None = None,
-    prefix: str = "",
+    prefix: str | None = None,
+    published: str | None = None,
     source_length: int | None = None,
     target_length: int | None = None,
     smoothing: float = 0.1,
@@ -242,7 +280,7 @@ def task(
     tokenize: str = "auto",
     language: str = "auto",
     score_limit: int | None = None,
-    num_beams: int = 4,
+    num_beams: int = NUM_BEAMS,
     length_penalty: float = 1.0,
     max_new_tokens: int | None = None,
     evaluation_batch_size: int = 32,
@@ -252,6 +290,7 @@ def task(
     """Learn to turn sources into targets. rows: see checked_rows().
 
     prefix: put before each source that has none of its own ("translate English to Japanese: ").
+    published: see described(); the prefix of that name, where none is given.
     source_length, target_length: most tokens, special ones included (default: what the model
     takes); longer ones are cut, and `examples.notes` says how many. smoothing: eps. Evaluation
     gives loss (without smoothing), perplexity and accuracy of a token; with score "bleu" or "rouge"
@@ -265,6 +304,7 @@ def task(
         raise ConfigError(f"must be at least 0 and below 1, it is {smoothing}", where="smoothing")
     if score is not None and score not in SCORES:
         raise ConfigError(f"{score!r} is not one of {', '.join(SCORES)}", where="score")
+    front = prefix_of(loaded, prefix, published)
     tokenizer = encoded.checked_tokenizer(loaded)
     config = loaded.config
     encoder = Encoder(
@@ -277,7 +317,7 @@ def task(
     gather = partial(collate, pad=pad or 0, start=config.start_id)
     evaluate = sample = None
     if evaluation is not None:
-        held_out = checked_rows(evaluation, prefix)
+        held_out = checked_rows(evaluation, front)
         settings = effective(
             loaded,
             {
@@ -302,7 +342,7 @@ def task(
         evaluate = evaluator(pairs, gather, evaluation_batch_size, scored)
         sample = partial(_sample, decoder=decoder, source=held_out[0].source)
     return Task(
-        examples=encoder.pairs(checked_rows(rows, prefix), progress),
+        examples=encoder.pairs(checked_rows(rows, front), progress),
         collate=gather,
         loss=partial(loss, smoothing=smoothing),
         evaluate=evaluate,
@@ -311,6 +351,9 @@ def task(
         sample=sample,
         tokens=tokens,
     )
+
+
+KIND: Final = Kind("conditional-generation", task, check_row, described=described)
 
 
 @dataclass(frozen=True)

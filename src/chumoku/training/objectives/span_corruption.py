@@ -33,7 +33,7 @@ from chumoku.training.objectives.masked_lm import check_head
 from chumoku.training.objectives.seq2seq import Example
 from chumoku.training.objectives.text_rows import check_text
 from chumoku.training.objectives.vocabulary import EVALUATION_SEED
-from chumoku.training.task import Task, generator
+from chumoku.training.task import Kind, Task, generator
 
 DENSITY: Final = 0.15
 MEAN_SPAN: Final = 3.0
@@ -164,8 +164,6 @@ def sentinels_of(tokenizer: Tokenizer) -> list[int]:
 
 # ---- the task ----
 
-check_row: Final = check_text
-
 
 class Corruption(NamedTuple):
     sentinels: Sequence[int]
@@ -288,3 +286,6 @@ def task(
         evaluate=evaluate,
         tokens=seq2seq.tokens,
     )
+
+
+KIND: Final = Kind("conditional-generation", task, check_text, column="text", streams=True)

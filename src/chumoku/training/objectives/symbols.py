@@ -25,7 +25,7 @@ from chumoku.training.data.tables import where_of
 from chumoku.training.objectives import masked_lm
 from chumoku.training.objectives.masked_lm import Masked, Masking
 from chumoku.training.objectives.vocabulary import EVALUATION_SEED
-from chumoku.training.task import Task, generator
+from chumoku.training.task import Kind, Task, generator
 
 Symbol = str | int
 ADDED: Final = 2
@@ -162,3 +162,6 @@ def task(
     return Task(
         examples=examples(rows, seed), collate=gather, loss=masked_lm.loss, evaluate=evaluate
     )
+
+
+KIND: Final = Kind("masked-lm", task, check_row, files_of=files_of)

@@ -89,7 +89,7 @@ def sorted_names(names: Iterator[str] | Sequence[str]) -> tuple[str, ...]:
 
 
 def number_of(label: Any, labels: Sequence[str], where: str) -> int:
-    """Which class a row's label is: by name; a whole number that is no name is the class itself.
+    """Which class a row's label is: by name; where no name is a number, a number may be the class.
 
     where: the row, see where_of(). Raises InputError, with the known labels, for another.
     """
@@ -97,7 +97,8 @@ def number_of(label: Any, labels: Sequence[str], where: str) -> int:
     if name in labels:
         return labels.index(name)
     whole = isinstance(label, int) and not isinstance(label, bool)
-    if whole and 0 <= label < len(labels):
+    numbered = any(one.removeprefix("-").isdecimal() for one in labels)
+    if whole and not numbered and 0 <= label < len(labels):
         return int(label)
     known = ", ".join(labels[:20]) + (", …" if len(labels) > 20 else "")
     raise InputError(

@@ -49,7 +49,7 @@ from chumoku.training.objectives.token_labels import (
     tags_of,
 )
 from chumoku.training.objectives.vocabulary import stacked
-from chumoku.training.task import IGNORED, Loss, Task
+from chumoku.training.task import IGNORED, Kind, Loss, Task
 
 SUBWORDS: Final = ("all", "first")
 
@@ -250,6 +250,9 @@ def task(
         metric=metric,
         lower=metric == "loss",
     )
+
+
+KIND: Final = Kind("token-classification", task, check_row, labels_of=labels_of)
 
 
 def _weights(weights: Mapping[str, float] | None, labels: Sequence[str]) -> Tensor | None:
