@@ -44,11 +44,16 @@ from chumoku.training.preparing import Prepared, prepare
 from chumoku.training.progress import Reports, Step
 from chumoku.training.recipe import Recipe, read_recipe
 from chumoku.training.recipe_data import read_data
-from chumoku.training.task import IGNORED, mask_of, padded
+from chumoku.training.task import IGNORED, padded
 from chumoku.training.weights import trained
 
 ENDLESS = ("inverse-sqrt", "constant")
 """Schedules whose value at a step does not depend on how many there will be."""
+
+
+def mask_of(rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    """True where `padded` has a token: [B, T]."""
+    return padded([[1] * len(row) for row in rows], 0).bool()
 
 
 @dataclass

@@ -18,7 +18,7 @@ say "1. A vocabulary of 1,500 tokens, learned from the plays"
 [ -d "$out/tokenizer" ] || chumoku tokenizer train "$data/shakespeare/input.txt" \
     --kind byte-bpe --vocab-size 1500 --output "$out/tokenizer"
 
-say "2. A LLaMA shape of 1.1 million parameters learns to go on with them"
+say "2. A LLaMA shape of 0.93 million parameters learns to go on with them"
 chumoku train laptop --data "$data" --output "$out/bard" --model.tokenizer="$out/tokenizer"
 
 say "3. It is quantised to 8 bits, in one file, and writes"

@@ -1,8 +1,10 @@
 """Put a trained toy model into the package: weights as float16, and a card of how it was made.
 
     python recipes/ship_tiny.py RUN_FOLDER NAME RECIPE
+    python recipes/ship_tiny.py judge NAME RECIPE DATA
 
-The card's figures are read from the run's result.json; at most 2 MB are written.
+The card's figures are read from the run's result.json; at most 2 MB are written. `judge` measures
+what ships, as it is stored, on the test rows of its recipe (or else on the held-out ones).
 """
 
 from __future__ import annotations
@@ -10,13 +12,18 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import tempfile
+from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from chumoku.checkpoints.source_names import TINY
 from chumoku.loading import load
 from chumoku.saving import save
 from chumoku.text.load import TOKENIZER_FILES
-from chumoku.training.recipe import read_recipe
+from chumoku.training.preparing import prepare
+from chumoku.training.recipe import ModelSection, read_recipe
 
 LIMIT = 2_000_000
 
@@ -76,5 +83,22 @@ def main(run: Path, name: str, recipe: Path) -> int:
     return 0 if size <= LIMIT else 1
 
 
+def judge(name: str, recipe_file: Path, data: Path) -> int:
+    recipe = read_recipe(recipe_file)
+    model = ModelSection(source=f"tiny:{name}", keep_head=True)
+    recipe = replace(recipe, model=model, tokenizer={})
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = prepare(recipe, Path(folder), [data], torch.device("cpu"))
+    task = prepared.test or prepared.task
+    assert task.evaluate is not None
+    prepared.loaded.model.eval()
+    with torch.no_grad():
+        for metric, value in task.evaluate(prepared.loaded.model).items():
+            print(f"{metric} {value:.4f}")
+    return 0
+
+
 if __name__ == "__main__":
+    if sys.argv[1] == "judge":
+        sys.exit(judge(sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4])))
     sys.exit(main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])))

@@ -82,6 +82,12 @@ def timing_table(found: Found) -> str:
                 rows.append([what, *(f"{r[model]:.3g} s" for r in own)])
         parts.append(table(head, rows))
         parts.append(f"Parameters: {sizes['lstm']:,} and {sizes['transformer']:,}.")
+    widest = max(
+        row[f"{name}_spread"] for row in found["epochs"] for name in ("lstm", "transformer")
+    )
+    parts.append(
+        f"The middle half of the updates lies within {percent(widest)} of the median or less."
+    )
     return "\n\n".join(parts)
 
 

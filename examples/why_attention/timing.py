@@ -1,15 +1,17 @@
 """Claim 1: how long an epoch takes, against the length of its sequences.
 
-    OMP_NUM_THREADS=2 python examples/why_attention/timing.py
+    OMP_NUM_THREADS=1 python examples/why_attention/timing.py
 
 An epoch is a fixed number of source tokens, and as many target tokens, cut into sequences of length
-L. What is timed is one update of chumoku's loop (forward, backward, AdamW), the median of a few.
+L. What is timed is one update of chumoku's loop (forward, backward, AdamW); the two models take
+turns, so that what slows the machine down slows both.
 """
 
 from __future__ import annotations
 
 import statistics
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,13 +44,15 @@ class Case:
 
 @dataclass(frozen=True)
 class Settings:
-    """updates: timed, after one that is not."""
+    """updates: timed, after one that is not; `…_spread` in the results is how far apart the ends of
+    their middle half lie, over the median.
+    """
 
     cases: tuple[Case, ...] = (Case("narrow", 128, 2048), Case("wide", 512, 1))
     lengths: tuple[int, ...] = (32, 128, 512, 1024, 2048)
-    threads: tuple[int, ...] = (1, 2)
+    threads: tuple[int, ...] = (1,)
     epoch_tokens: int = 65_536
-    updates: int = 3
+    updates: int = 11
     vocab: int = 64
 
 
@@ -72,14 +76,28 @@ class Random:
         return Example(source, target)
 
 
-def update_seconds(model: nn.Module, rows: int, length: int, settings: Settings) -> float:
-    """Median time of one update."""
-    examples = Random(rows, length, settings.vocab)
-    run_settings = RunSettings(steps=10, save_every=0, batching=Batching(rows, window=0))
+def update_seconds(
+    models: Mapping[str, nn.Module], rows: int, length: int, settings: Settings
+) -> dict[str, list[float]]:
+    """Each model's updates, sorted; one before them is not counted."""
+    steps = settings.updates + 1
+    run_settings = RunSettings(steps=steps, save_every=0, batching=Batching(rows, window=0))
+    found: dict[str, list[float]] = {name: [] for name in models}
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(model, task(examples), run_settings, Path(folder), learn.Curve())
-        run.update()
-        return statistics.median(run.update().seconds for _ in range(settings.updates))
+        runs = {
+            name: Run(
+                model,
+                task(Random(rows, length, settings.vocab)),
+                run_settings,
+                Path(folder, name),
+                learn.Curve(),
+            )
+            for name, model in models.items()
+        }
+        for _ in range(steps):
+            for name, run in runs.items():
+                found[name].append(run.update().seconds)
+    return {name: sorted(seconds[1:]) for name, seconds in found.items()}
 
 
 def measure(settings: Settings) -> dict[str, Any]:
@@ -95,9 +113,11 @@ def measure(settings: Settings) -> dict[str, Any]:
                 for length in settings.lengths:
                     rows = case.rows(length)
                     row = {"case": case.name, "threads": threads, "length": length, "rows": rows}
-                    for name, model in models.items():
-                        seconds = update_seconds(model, rows, length, settings)
-                        row[name] = rounded(seconds * settings.epoch_tokens / (rows * length))
+                    for name, seconds in update_seconds(models, rows, length, settings).items():
+                        median = statistics.median(seconds)
+                        row[name] = rounded(median * settings.epoch_tokens / (rows * length))
+                        middle = seconds[len(seconds) // 4], seconds[-1 - len(seconds) // 4]
+                        row[f"{name}_spread"] = rounded((middle[1] - middle[0]) / median)
                     print(row, flush=True)
                     found.append(row)
     finally:

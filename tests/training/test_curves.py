@@ -15,7 +15,7 @@ from PIL import Image
 
 from chumoku.errors import DependencyError, InputError
 from chumoku.training import curves
-from chumoku.training.curves import draw_curve, draw_curves, draw_lines, read_curve, smooth, thinned
+from chumoku.training.curves import draw_curve, draw_curves, read_curve, smooth, thinned
 from chumoku.training.progress import JsonLog, Step
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -126,24 +126,14 @@ def test_a_png_shows_lines(tmp_path: Path) -> None:
     assert (pixels == 255).all(1).mean() > 0.8
 
 
-def test_lines_with_any_words(tmp_path: Path) -> None:
-    points = ([10, 20, 40], [1.0, 2.0, 4.0])
-    series = {"変換器 $x_": points, "_hidden": points, "a\x1b<b>&": points}
-    draw_lines(series, "長さ", "秒 & s", "時間\x00", tmp_path / "a.svg", log_x=True, log_y=True)
-    seen = words(tmp_path / "a.svg")
-    expected = {"変換器 $x_", " _hidden", "a\\x1b<b>&", "長さ", "秒 & s", "時間\\x00"}
-    assert {word.strip() for word in expected} <= {word.strip() for word in seen}
-    assert {"10", "20", "40"} <= set(seen)
-
-
 def test_boxes_are_not_drawn_in_silence(tmp_path: Path) -> None:
     """A letter that no font has: in a PNG it is said, in an SVG the reader's fonts show it."""
     name = "\ua5d0\U0001b170"  # Vai and Nüshu
-    points = {name: ([1, 2], [1, 2])}
+    logs = {name: write_log(tmp_path / "log.jsonl")}
     with pytest.warns(UserWarning, match=r"a\.png: no font here has all letters"):
-        draw_lines(points, "x", "y", "", tmp_path / "a.png")
-    draw_lines(points, "x", "y", "", tmp_path / "a.svg")  # a warning would be an error
-    assert name in words(tmp_path / "a.svg")
+        draw_curves(logs, tmp_path / "a.png")
+    draw_curves(logs, tmp_path / "a.svg")  # a warning would be an error
+    assert any(name in word for word in words(tmp_path / "a.svg"))
 
 
 def test_other_warnings_pass(tmp_path: Path) -> None:
@@ -165,10 +155,6 @@ def test_bad_input_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         draw_curve(log, tmp_path / "a.svg", metric="blue")
     with pytest.raises(InputError, match="no log"):
         draw_curves({}, tmp_path / "a.svg")
-    with pytest.raises(InputError, match="no line"):
-        draw_lines({}, "", "", "", tmp_path / "a.svg")
-    with pytest.raises(InputError, match="2 x and 1 y"):
-        draw_lines({"a": ([1, 2], [1])}, "", "", "", tmp_path / "a.svg")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(DependencyError, match=r'chumoku\[train\]"'):
         draw_curve(log, tmp_path / "a.svg")

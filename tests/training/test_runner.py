@@ -449,11 +449,12 @@ def test_options_that_mean_nothing_are_refused(
 
 
 def test_help_names_the_columns_of_each_verb() -> None:
-    text = " ".join((finetune.__doc__ or "").partition("what: ")[2].partition(". ")[0].split())
+    listed = (finetune.__doc__ or "").partition("what: ")[2].partition("overrides: ")[0]
+    text = " ".join(listed.split())
     for name, verb in VERBS.items():
-        listed = next(part for part in re.split("; ", text) if re.search(rf"\b{name}\b.*\(", part))
+        part = next(part for part in re.split("; ", text) if re.search(rf"\b{name}\b.*\(", part))
         own = {f"--{option.replace('_', '-')}" for option in verb.columns}
-        assert set(re.findall(r"--[a-z-]+", listed)) - {"--choice-column"} <= own
+        assert set(re.findall(r"--[a-z-]+", part)) - {"--choice-column"} <= own
 
 
 def test_a_summary_is_made_as_it_was_trained_and_judged(tmp_path: Path) -> None:

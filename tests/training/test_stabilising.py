@@ -12,7 +12,6 @@ from chumoku.loading import create
 from chumoku.models import bert, gpt2, llama, t5, transformer, vit
 from chumoku.training.stabilising import (
     MixedLinear,
-    add_noise,
     below_top,
     freeze,
     freeze_bottom,
@@ -278,31 +277,3 @@ def test_gradients_reach_only_what_was_kept():
 def test_mixout_refuses_a_share_of_one():
     with pytest.raises(InputError, match="share"):
         mixout(made(BERT, "classification").model, 1.0)
-
-
-# ---- noise ----
-
-
-def test_noise_has_its_size_and_goes_away():
-    model = made(BERT, "encoder").model
-    table = model.embeddings.token
-    remove = add_noise(model, 5.0)
-    clean = F.embedding(ids(), table.weight)
-    assert torch.equal(model.eval().embeddings.token(ids()), clean)
-    torch.manual_seed(0)
-    model.train()
-    noise = torch.cat([(table(ids()) - clean).detach().flatten() for _ in range(50)])
-    size = 5.0 / (6 * 8) ** 0.5
-    assert noise.abs().max() <= size + 1e-6
-    assert noise.std().item() == pytest.approx(size / 3**0.5, rel=0.05)
-    assert abs(noise.mean().item()) < 0.05 * size
-    remove()
-    assert torch.equal(table(ids()), clean)
-
-
-def test_noise_needs_tokens():
-    config = vit.Config(
-        image=(8, 8), patch=(4, 4), width=8, num_blocks=1, num_heads=2, feedforward_width=8
-    )
-    with pytest.raises(InputError, match="no tokens"):
-        add_noise(create(config, "encoder").model, 5.0)

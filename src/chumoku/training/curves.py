@@ -184,52 +184,6 @@ def _limits(curves: Any) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-# ---- any lines ----
-
-
-def draw_lines(
-    series: Mapping[str, Points],
-    xlabel: str,
-    ylabel: str,
-    title: str,
-    path: Path,
-    *,
-    log_x: bool = False,
-    log_y: bool = False,
-) -> None:
-    """Named lines of points (x, y) in one picture, with the points marked; path: .svg or .png."""
-    if not series:
-        raise InputError("there is no line to draw")
-    for name, (xs, ys) in series.items():
-        if len(xs) != len(ys):
-            raise InputError(f"{name!r:.60} has {len(xs)} x and {len(ys)} y")
-    with canvas(path, (7.0, 4.4)) as figure:
-        axis = figure.add_subplot()
-        for (name, points), colour in zip(series.items(), _colours(len(series)), strict=True):
-            axis.plot(*points, "o-", color=colour, markersize=4, label=_label(name))
-        if log_x:
-            _logarithmic(axis.set_xscale, axis.xaxis, [xs for xs, _ in series.values()])
-        if log_y:
-            _logarithmic(axis.set_yscale, axis.yaxis, [])
-        axis.set(xlabel=_label(xlabel), ylabel=_label(ylabel), title=_label(title))
-        if any(series):
-            axis.legend(frameon=False)
-
-
-def _logarithmic(set_scale: Any, axis: Any, marked: Sequence[Sequence[float]]) -> None:
-    """A logarithmic axis with plain numbers; where few places are marked, at just these."""
-    set_scale("log")
-    ticker = importlib.import_module("matplotlib.ticker")
-    places = sorted({float(x) for xs in marked for x in xs})
-    if 0 < len(places) <= 12:
-        axis.set_major_locator(ticker.FixedLocator(places))
-        axis.set_minor_locator(ticker.NullLocator())
-        axis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{x:g}"))
-    else:
-        axis.set_major_formatter(ticker.LogFormatter())
-        axis.set_minor_formatter(ticker.LogFormatter())
-
-
 # ---- the canvas ----
 
 

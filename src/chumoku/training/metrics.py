@@ -19,7 +19,6 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence, Sized
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -89,13 +88,6 @@ def bleu_signature(tokenize: str = "13a", lowercase: bool = False, references: i
         _mecab()
         return signature.replace("tok:none", f"tok:ja-mecab-fugashi-{version('fugashi')}-IPA")
     return signature
-
-
-def chrf(hypotheses: Sequence[str], references: References, word_order: int = 0) -> float:
-    """Corpus chrF in percent (Popović, W15-3049); word_order=2 is chrF++ (W17-4770)."""
-    _check("chrF", hypotheses, references)
-    metric = _library("sacrebleu.metrics").CHRF(word_order=word_order)
-    return float(metric.corpus_score(list(hypotheses), _streams(_several(references))).score)
 
 
 def _bleu_metric(tokenize: str, lowercase: bool) -> Any:
@@ -218,37 +210,6 @@ def _check_classes(numbers: Iterable[int], classes: int) -> None:
     outside = [n for n in numbers if not 0 <= n < classes]
     if outside:
         raise InputError(f"class {outside[0]} is not one of the {classes} labels")
-
-
-@dataclass(frozen=True)
-class ClassTable:
-    """Of each label, in the labels' order. confusion[gold][predicted] counts rows."""
-
-    labels: tuple[str, ...]
-    precision: tuple[float, ...]
-    recall: tuple[float, ...]
-    f1: tuple[float, ...]
-    support: tuple[int, ...]
-    confusion: tuple[tuple[int, ...], ...]
-
-
-def class_table(predicted: Sequence[int], gold: Sequence[int], labels: Sequence[str]) -> ClassTable:
-    """Precision, recall, F1 of each class, and which was taken for which; undefined ones are 0."""
-    _check("classification", predicted, gold)
-    _check_classes([*predicted, *gold], len(labels))
-    judge, every = _library("sklearn.metrics"), list(range(len(labels)))
-    precision, recall, f1, support = judge.precision_recall_fscore_support(
-        list(gold), list(predicted), labels=every, zero_division=0.0
-    )
-    confusion = judge.confusion_matrix(list(gold), list(predicted), labels=every)
-    return ClassTable(
-        tuple(labels),
-        tuple(precision.tolist()),
-        tuple(recall.tolist()),
-        tuple(f1.tolist()),
-        tuple(support.tolist()),
-        tuple(map(tuple, confusion.tolist())),
-    )
 
 
 def multilabel(

@@ -1,4 +1,4 @@
-"""What steadies fine-tuning: layer-wise rates, freezing, re-drawn top blocks, mixout, noise.
+"""What steadies fine-tuning: layer-wise rates, freezing, re-drawn top blocks, mixout.
 
 All of it works by our one vocabulary of names (embeddings, blocks.N, final_norm, pooler, head, …),
 so that no architecture is named here.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any, Final
+from typing import Final
 
 import torch
 import torch.nn.functional as F
@@ -221,31 +221,3 @@ def _swap(model: nn.Module, swap: Callable[[str, nn.Module], nn.Module | None]) 
             setattr(model.get_submodule(parent), leaf, new)
             names.append(name)
     return names
-
-
-# ---- noise ----
-
-
-def add_noise(model: nn.Module, alpha: float) -> Callable[[], None]:
-    """NEFTune (Jain et al., 2310.05914, algorithm 1): noise on embedded tokens, in training only.
-
-    Uniform in [-e, e] with e = alpha / sqrt(T D), T counting the padding. Returns the function that
-    takes it away again. Raises InputError for a model that embeds no tokens.
-    """
-    found = [m for name, m in model.named_modules() if f".{name}".endswith(".embeddings.token")]
-    if not found:
-        raise InputError("the model embeds no tokens, so none can be given noise")
-
-    def noisy(module: nn.Module, inputs: Any, x_BTD: Tensor) -> Tensor:
-        if not module.training:
-            return x_BTD
-        size = alpha / (x_BTD.shape[-2] * x_BTD.shape[-1]) ** 0.5
-        return x_BTD + torch.empty_like(x_BTD).uniform_(-size, size)
-
-    handles = [module.register_forward_hook(noisy) for module in found]
-
-    def remove() -> None:
-        for handle in handles:
-            handle.remove()
-
-    return remove

@@ -120,11 +120,6 @@ def padded(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
     return torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows])
 
 
-def mask_of(rows: Sequence[Sequence[int]]) -> Tensor:
-    """True where `padded` has a token: [B, T]."""
-    return padded([[1] * len(row) for row in rows], 0).bool()
-
-
 def to_device(batch: Any, device: torch.device) -> Any:
     """A NamedTuple with its tensors on a device; what is no tensor stays."""
     moved = (x.to(device, non_blocking=True) if isinstance(x, Tensor) else x for x in batch)

@@ -250,3 +250,13 @@ def test_scores_cut_words_as_the_targets_are_written() -> None:
             found[tokenize] = learned.evaluate(loaded.model)["bleu"]
     assert found["auto"] == pytest.approx(100.0)
     assert found["13a"] < 1.0
+
+
+def test_a_score_that_is_told_need_not_choose() -> None:
+    """metric: by the loss, though BLEU is measured too."""
+    loaded = loaded_of(T5)
+    by_score = seq2seq.task(loaded, ROWS, evaluation=ROWS, score="bleu")
+    by_loss = seq2seq.task(loaded, ROWS, evaluation=ROWS, score="bleu", metric="loss")
+    assert (by_score.metric, by_score.lower) == ("bleu", False)
+    assert (by_loss.metric, by_loss.lower) == ("loss", True)
+    assert {"bleu", "loss"} <= set(tiny.metrics(by_loss, loaded.model))

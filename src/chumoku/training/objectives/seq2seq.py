@@ -277,6 +277,7 @@ def task(
     target_length: int | None = None,
     smoothing: float = 0.1,
     score: str | None = None,
+    metric: str | None = None,
     tokenize: str = "auto",
     language: str = "auto",
     score_limit: int | None = None,
@@ -296,8 +297,9 @@ def task(
     gives loss (without smoothing), perplexity and accuracy of a token; with score "bleu" or "rouge"
     also sacrebleu's BLEU (with `tokenize`) or ROUGE (words of `language`) of what beam search makes
     of the first `score_limit` sources; "auto": as most targets are written, Japanese ("ja-mecab")
-    or not ("13a", "en"). max_new_tokens: default: target_length. seed: not used,
-    nothing is drawn. Raises InputError, ConfigError.
+    or not ("13a", "en"). metric: chooses the best checkpoint (default: the score; else the
+    loss). max_new_tokens: default: target_length. seed: not used, nothing is drawn. Raises
+    InputError, ConfigError.
     """
     check_head(loaded, ("conditional-generation",))
     if not 0.0 <= smoothing < 1.0:
@@ -318,36 +320,29 @@ def task(
     evaluate = sample = None
     if evaluation is not None:
         held_out = checked_rows(evaluation, front)
-        settings = effective(
-            loaded,
-            {
-                "num_beams": num_beams,
-                "length_penalty": length_penalty,
-                "max_new_tokens": max_new_tokens or encoder.target_length,
-                "decoder_start_token_id": config.start_id,
-                "eos_token_id": tuple(config.eos_ids),
-                "do_sample": False,
-            },
-        )
-        decoder = Decoder(encoder, settings, evaluation_batch_size)
-        scored = None
-        if score is not None:
-            judged = held_out[:score_limit]
-            if language == "auto":
-                language = written_in([row.target for row in judged])
-            if tokenize == "auto":
-                tokenize = "ja-mecab" if language == "ja" else "13a"
-            scored = Scorer(decoder, judged, score, tokenize, language)
+        chosen = {
+            "num_beams": num_beams,
+            "length_penalty": length_penalty,
+            "max_new_tokens": max_new_tokens or encoder.target_length,
+            "decoder_start_token_id": config.start_id,
+            "eos_token_id": tuple(config.eos_ids),
+            "do_sample": False,
+        }
+        decoder = Decoder(encoder, effective(loaded, chosen), evaluation_batch_size)
+        judged = held_out[:score_limit]
+        scorer = score and scorer_of(decoder, judged, score, tokenize, language)
         pairs = encoder.pairs(held_out, progress)
-        evaluate = evaluator(pairs, gather, evaluation_batch_size, scored)
+        evaluate = evaluator(pairs, gather, evaluation_batch_size, scorer or None)
         sample = partial(_sample, decoder=decoder, source=held_out[0].source)
+    if metric is None:
+        metric = "loss" if score is None or evaluation is None else SCORES[score]
     return Task(
         examples=encoder.pairs(checked_rows(rows, front), progress),
         collate=gather,
         loss=partial(loss, smoothing=smoothing),
         evaluate=evaluate,
-        metric="loss" if score is None or evaluation is None else SCORES[score],
-        lower=score is None or evaluation is None,
+        metric=metric,
+        lower=metric in ("loss", "perplexity"),
         sample=sample,
         tokens=tokens,
     )
@@ -401,6 +396,17 @@ class Scorer:
         if self.kind == "bleu":
             return {"bleu": metrics.bleu(hypotheses, references, self.tokenize)}
         return metrics.rouge(hypotheses, references, self.language)
+
+
+def scorer_of(
+    decoder: Decoder, rows: Sequence[Texts], kind: str, tokenize: str, language: str
+) -> Scorer:
+    """What is "auto" is as most targets are written, Japanese or not."""
+    if language == "auto":
+        language = written_in([row.target for row in rows])
+    if tokenize == "auto":
+        tokenize = "ja-mecab" if language == "ja" else "13a"
+    return Scorer(decoder, rows, kind, tokenize, language)
 
 
 def judge_targets(
