@@ -1,7 +1,9 @@
-"""make check-hub: pull every default model, run one example through its verb, print a report.
+"""make check-hub: pull every default model, run one example through its verb; read the data sets
+that recipes name on the hub; print a report.
 
 For a machine with a network (about 12 GB for all of them). A failure does not stop the rest; the
-exit code is 1 if there was one. `python benchmarks/check_hub.py VERB…` checks only some verbs.
+exit code is 1 if there was one. `python benchmarks/check_hub.py VERB…` checks only some verbs, and
+`recipes` the data sets.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from PIL import Image
 from chumoku.checkpoints.defaults import DEFAULTS, VERBS
 from chumoku.cli import main as chumoku
 from chumoku.cli.common import print_table
+from chumoku.training.preparing import tables_of
+from chumoku.training.recipe import read_recipe
 
 EXAMPLES: dict[str, dict[str, tuple[str, ...]]] = {
     "en": {
@@ -77,12 +81,15 @@ EXAMPLES: dict[str, dict[str, tuple[str, ...]]] = {
         "perplexity": ("猫がマットの上に座った。",),
     },
 }
+RECIPES = "recipes"
 CORPUS = "A man is eating.\nThe market fell.\n昼ご飯を食べる。\n株価が下がった。\n"
 
 
 @dataclass(frozen=True)
 class Report:
-    """One default: what came of it. answer: its first words, or the fault."""
+    """One default: what came of it. answer: its first words, or the fault. Of a recipe verb, lang
+    and model are "recipes", its name, and the data set that it trains on.
+    """
 
     verb: str
     lang: str
@@ -113,6 +120,25 @@ def check(verb: str, lang: str, folder: Path) -> Report:
     return Report(verb, lang, model, ok and bool(answer.strip()), seconds, first_words(answer, ok))
 
 
+def recipes() -> list[Path]:
+    """Those that name data on the hub."""
+    folder = Path(__file__).parents[1] / "recipes"
+    return [path for path in sorted(folder.glob("**/*.toml")) if read_recipe(path).data.fallback]
+
+
+def check_recipe(path: Path) -> Report:
+    """Read all parts of the data that a recipe names on the hub, row by row. Never raises."""
+    recipe, started = read_recipe(path), time.perf_counter()
+    try:
+        with tempfile.TemporaryDirectory() as empty, contextlib.chdir(empty):
+            tables = tables_of(recipe, ())
+        ok, answer = True, ", ".join(f"{len(t.rows)} {name}" for name, t in tables.items())
+    except Exception as error:  # as above
+        ok, answer = False, first_words(f"{type(error).__name__}: {error}", True)
+    seconds, source = time.perf_counter() - started, str(recipe.data.fallback["train"])
+    return Report("recipes", path.stem, source, ok, seconds, answer)
+
+
 def first_words(text: str, ok: bool, length: int = 60) -> str:
     """The beginning of an answer on one line; of a traceback its end."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -124,16 +150,20 @@ def first_words(text: str, ok: bool, length: int = 60) -> str:
 
 def main(verbs: Sequence[str]) -> int:
     """Check the defaults of these verbs, or of all; 1 if any failed."""
-    unknown = set(verbs) - set(VERBS)
+    known = (*VERBS, RECIPES)
+    unknown = set(verbs) - set(known)
     if unknown:
-        print(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(VERBS)}")
+        print(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
         return 2
     folder = Path(tempfile.mkdtemp())
     (folder / "corpus.txt").write_text(CORPUS, "utf-8")
     Image.linear_gradient("L").convert("RGB").save(folder / "picture.png")
     reports = []
     try:
-        for verb in verbs or VERBS:
+        for path in recipes() if RECIPES in (verbs or known) else ():
+            print(f"{RECIPES} {path.stem} …", file=sys.stderr, flush=True)
+            reports.append(check_recipe(path))
+        for verb in [verb for verb in verbs or VERBS if verb != RECIPES]:
             for lang in DEFAULTS:
                 print(f"{verb} {lang} {DEFAULTS[lang][verb].source} …", file=sys.stderr, flush=True)
                 reports.append(check(verb, lang, folder))

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from fakes.hub import FakeHub, Repo, serve
 from fakes.zoo import zoo
+from training import test_fallbacks
 
 from chumoku.checkpoints.defaults import DEFAULTS, VERBS
 
@@ -72,7 +73,7 @@ def test_every_default_has_an_example(script: Any) -> None:
 
 
 def test_the_report(script: Any, hub: FakeHub, capsys: pytest.CaptureFixture[str]) -> None:
-    assert script.main([]) == 1
+    assert script.main([*VERBS]) == 1
     shown = capsys.readouterr().out
     lines = [line.split() for line in shown.splitlines()]
     assert lines[0][:5] == ["verb", "lang", "model", "result", "seconds"]
@@ -109,3 +110,23 @@ def test_a_crash_is_a_failure_and_the_next_goes_on(
     shown = capsys.readouterr().out
     assert "ZeroDivisionError: a fault of ours" in shown
     assert "2 ok, 2 failed" in shown
+
+
+def test_the_data_of_recipes(
+    script: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    datasets = pytest.importorskip("datasets")
+
+    def load(name: str, *more: Any, **named: Any) -> Any:
+        if name == "mteb/JSTS":
+            raise FileNotFoundError("it was renamed")
+        return test_fallbacks.load(name, *more, **named)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert script.main(["recipes"]) == 1
+    shown = capsys.readouterr().out
+    assert "4 train, 4 evaluation, 4 test" in shown
+    (failed,) = [line for line in shown.splitlines() if "FAILED" in line]
+    assert "jsts" in failed
+    assert "SourceError" in failed
+    assert f"{len(script.recipes()) - 1} ok, 1 failed" in shown

@@ -86,7 +86,7 @@ def timing_table(found: Found) -> str:
         row[f"{name}_spread"] for row in found["epochs"] for name in ("lstm", "transformer")
     )
     parts.append(
-        f"The middle half of the updates lies within {percent(widest)} of the median or less."
+        f"The middle half of a cell's updates spans {percent(widest)} of its median at most."
     )
     return "\n\n".join(parts)
 

@@ -6,6 +6,8 @@ import json
 import os
 import random
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.distributed import HashStore
 from training import processes, runs
-from training.launching import free_port, pair
+from training.launching import environment, free_port, pair
 from training.processes import SAVED, SAVED_NARROW, SCENARIOS, Scenario, run, texts
 
 from chumoku.errors import CheckpointError, ConfigError, TrainingError
@@ -439,3 +441,31 @@ def test_the_random_states_of_all_are_gathered() -> None:
     own = randomness.random_state()
     assert states.keys() == {f"{rank}/{name}" for rank in range(2) for name in own}
     assert all(torch.equal(states[f"0/{name}"], value) for name, value in own.items())
+
+
+# ---- the command line ----
+
+
+@pytest.mark.slow
+def test_several_seeds_in_two_processes(tmp_path: Path) -> None:
+    """The second run of the same processes begins and ends too, and one process tells of it."""
+    rows = [
+        "text,label",
+        *(f"the {'good' if n % 2 else 'bad'} film {n},{n % 2}" for n in range(40)),
+    ]
+    (tmp_path / "train.csv").write_text("\n".join(rows))
+    words = ["finetune", "classify", "--model", "tiny:bert-ja", "--train", "train.csv"]
+    words += ["--output", "out", "--seeds", "3", "--training.steps=3", "--device", "cpu"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*launcher, "--standalone", "--module", "chumoku", *words],
+        cwd=tmp_path,
+        env=environment(CHUMOKU_PEER_TIMEOUT="60"),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("now try:") == done.stdout.count("of 3 seeds: mean") == 1
+    assert len(json.loads((tmp_path / "out" / "seeds.json").read_text())["values"]) == 3

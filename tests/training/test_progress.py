@@ -324,3 +324,23 @@ def test_what_a_run_tells_by_default(
     assert not (tmp_path / "none").exists()
     run_reports(tmp_path, model)  # without a shape nothing is measured
     assert peaks == [torch.bfloat16, torch.float32]
+
+
+def test_a_run_that_begins_again_hides_what_was_told(tmp_path: Path) -> None:
+    """As after a kill before the first snapshot; and who tells nothing leaves no file."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for last in (6, 3):
+        board = TensorBoard(tmp_path)
+        board.resumed(0)
+        for number in range(1, last + 1):
+            board.step(step(number))
+        board.close()
+    silent = TensorBoard(tmp_path / "other")
+    silent.resumed(0)
+    silent.close()
+    assert not (tmp_path / "other").exists()
+    found = EventAccumulator(str(tmp_path))
+    found.Reload()
+    assert [event.step for event in found.Scalars("train/loss")] == [1, 2, 3]

@@ -18,10 +18,10 @@ import chumoku
 from chumoku.checkpoints.source_names import TINY
 from chumoku.cli import main
 from chumoku.cli.train import finetune
-from chumoku.errors import ChumokuError, ConfigError, InputError, TrainingError
+from chumoku.errors import ChumokuError, ConfigError, InputError, ResourceError, TrainingError
 from chumoku.quantization.convert import quantized_layers
 from chumoku.text.training import TokenizerSettings, train_tokenizer
-from chumoku.training import metrics
+from chumoku.training import metrics, preparing
 from chumoku.training.data.rows import read_rows
 from chumoku.training.data.tables import usable
 from chumoku.training.finetune import VERBS, Wish, recipe_of, run_seeds
@@ -508,6 +508,17 @@ def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"(?s)Not a directory.*file/run.*--output"):
         train(build(Recipe, own, "test"), tmp_path / "file", device="cpu")
+
+
+def test_a_model_that_does_not_fit_into_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(*words: Any) -> Any:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
+
+    monkeypatch.setattr(preparing, "build_model", too_large)
+    with pytest.raises(ResourceError, match=r"(?s)out of memory.*a smaller model"):
+        train(build(Recipe, table(tmp_path), "test"), tmp_path / "out", device="cpu")
 
 
 def test_a_refused_run_leaves_the_folder_as_it_is(
