@@ -14,7 +14,8 @@ from pathlib import Path
 from data_script import parser_of, write_rows
 
 import chumoku
-from chumoku.training.data.rows import read_rows
+from chumoku.training.recipe import find_recipe, read_recipe
+from chumoku.training.recipe_data import read_data
 
 ASKED = "What does this question ask for? {}"
 KINDS = {
@@ -26,17 +27,18 @@ KINDS = {
     "5": "a number",
 }
 """TREC's coarse labels as the files number them, in words."""
+NAMES = {"DESC": "0", "ENTY": "1", "ABBR": "2", "HUM": "3", "LOC": "4", "NUM": "5"}
+"""The same as the hub names them."""
 PARTS = ("train", "test")
 
 
 def conversations(data: Path, part: str) -> list[list[dict[str, str]]]:
-    """The user's turn and the right answer, of each question."""
-    file = data / "trec" / f"TREC.{part}.all"
-    rows = read_rows(file, format="label-text", encoding="latin-1").rows
+    """The user's turn and the right answer, of each question of the recipe `trec`."""
+    rows = read_data(read_recipe(find_recipe("trec")).data, [data])[part].rows
     return [
         [
             {"role": "user", "content": ASKED.format(row["text"])},
-            {"role": "assistant", "content": KINDS[row["label"]]},
+            {"role": "assistant", "content": KINDS[NAMES.get(row["label"], row["label"])]},
         ]
         for row in rows
     ]

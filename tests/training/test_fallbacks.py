@@ -5,6 +5,7 @@ The hub is a stand-in, with the columns that the pages of its data sets describe
 
 from __future__ import annotations
 
+import importlib
 import io
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,19 @@ LABELS = {
     "jsts": {"label": 1.5},
     "trec": {"label": "HUM"},
 }
+
+
+def test_questions_come_from_the_hub_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The script beside the recipe `chat-lora`, which makes conversations of them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "recipes"))
+    script = importlib.import_module("question_chat")
+    for part in script.PARTS:
+        (question, answer), *others = script.conversations(tmp_path, part)
+        assert question["content"] == "What does this question ask for? Who is he ?"
+        assert answer["content"] == "a person"
+        assert len(others) == 3
 
 
 def load(
