@@ -474,6 +474,20 @@ def test_what_is_trained_is_saved_before_it_is_judged(tmp_path: Path) -> None:
     assert min(again.metrics) == 7  # judged when it was taken up
 
 
+def test_a_signal_in_an_evaluation_loses_no_step(tmp_path: Path) -> None:
+    """Also at a step at which no save is due."""
+
+    def evaluate(judged: torch.nn.Module) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {"loss": 1.0}
+
+    settings = replace(SETTINGS, evaluate_every=5, save_every=0)
+    with pytest.raises(StoppedError):
+        Run(model().model, replace(task(), evaluate=evaluate), settings, tmp_path, Kept()).train()
+    (saved,) = snapshots.snapshots(tmp_path / "snapshots")
+    assert saved.name == "step-00000005"
+
+
 def test_best_weights_do_not_pile_up_between_saves(tmp_path: Path) -> None:
     """Kept are the last best, and the one that the last snapshot speaks of."""
     there: list[list[str]] = []

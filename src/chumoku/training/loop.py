@@ -290,9 +290,9 @@ class Run:
         """
         settings, done = self.settings, self.progress
         end = done.step >= self.steps > 0 and done.step > 0
-        if self._due(settings.save_every) or end or self.stopping:
+        saved = asdict(done) if self._due(settings.save_every) or end or self.stopping else None
+        if saved:
             self.save()
-        before = asdict(done)
         try:
             if self._due(settings.sample_every) and done.sampled != done.step:
                 self._sample()
@@ -300,7 +300,7 @@ class Run:
                 self._evaluate()
         except BrokenOffError:
             self.stopping = True
-        if (end or self.stopping) and asdict(done) != before:
+        if (end or self.stopping) and asdict(done) != saved:
             self.save()
         if self.stopping:
             raise StoppedError(self.signals.number, done.step, self.folder)
