@@ -290,10 +290,9 @@ def _run_seeds(
         return outcome
 
     seeds = run_seeds(recipe, folder, count, one, tell)
-    best = min(seeds.values) if seeds.best is None else seeds.best
     tell(
         f"{seeds.metric} of {count} seeds: mean {seeds.mean:.4f}, deviation {seeds.deviation:.4f}, "
-        f"best {seeds.values[best]:.4f} (seed {best}), "
+        f"best {seeds.values[seeds.best]:.4f} (seed {seeds.best}), "
         f"failed {len(seeds.failed)} {list(seeds.failed) or ''}"
     )
-    return folder / f"seed-{best}"
+    return folder / f"seed-{seeds.best}"

@@ -262,18 +262,17 @@ def next_commands(name: str, folder: Path) -> list[str]:
 @dataclass(frozen=True)
 class Seeds:
     """metric: its name. values: by seed that came to its end. failed: seeds no better than the most
-    frequent answer, or whose training broke. best: the seed that did best on the evaluation rows;
-    mean and best are None where every seed broke.
+    frequent answer, or whose training broke. best: the seed that did best on the evaluation rows.
     """
 
     metric: str
     values: Mapping[int, float]
     failed: tuple[int, ...]
-    best: int | None
+    best: int
 
     @property
-    def mean(self) -> float | None:
-        return statistics.fmean(self.values.values()) if self.values else None
+    def mean(self) -> float:
+        return statistics.fmean(self.values.values())
 
     @property
     def deviation(self) -> float:
@@ -326,20 +325,20 @@ def run_seeds(
     failed = [*broken]
     if baseline is not None and metric == "accuracy":  # what "majority" is a value of
         failed += [seed for seed, value in values.items() if value <= baseline]
-    best = (min if lower else max)(judged, key=lambda seed: judged[seed], default=None)
-    seeds = Seeds(metric, values, tuple(sorted(failed)), best)
-    write_json(
-        folder / "seeds.json",
-        {
-            "metric": metric,
-            "mean": seeds.mean,
-            "deviation": seeds.deviation,
-            "best_seed": best,
-            "failed": list(seeds.failed),
-            "errors": {str(seed): error.what for seed, error in broken.items()},
-            "values": {str(seed): value for seed, value in values.items()},
-        },
-    )
+    summary = {
+        "metric": metric,
+        "mean": None,
+        "deviation": 0.0,
+        "best_seed": None,
+        "failed": sorted(failed),
+        "errors": {str(seed): error.what for seed, error in broken.items()},
+        "values": {str(seed): value for seed, value in values.items()},
+    }
     if not values:
+        write_json(folder / "seeds.json", summary)
         raise next(iter(broken.values()))
+    best = (min if lower else max)(judged, key=lambda seed: judged[seed])
+    seeds = Seeds(metric, values, tuple(sorted(failed)), best)
+    told = {"mean": seeds.mean, "deviation": seeds.deviation, "best_seed": best}
+    write_json(folder / "seeds.json", summary | told)
     return seeds

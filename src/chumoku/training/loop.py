@@ -289,7 +289,7 @@ class Run:
         that goes on from there judges it again.
         """
         settings, done = self.settings, self.progress
-        end = done.step >= self.steps > 0 and done.step > 0
+        end = done.step >= self.steps
         saved = asdict(done) if self._due(settings.save_every) or end or self.stopping else None
         if saved:
             self.save()

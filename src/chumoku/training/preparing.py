@@ -170,6 +170,10 @@ def kind_of(recipe: Recipe) -> Kind:
             where="[task] kind",
             advice=f"one of {', '.join(KINDS)}",
         )
+    return _kind(name)
+
+
+def _kind(name: str) -> Kind:
     kind: Kind = importlib.import_module(f"chumoku.training.objectives.{KINDS[name]}").KIND
     return kind
 
@@ -179,7 +183,7 @@ def _streamed_column(kind: Kind) -> str:
         raise ConfigError(
             "does not go with [data] stream",
             where="[task] kind",
-            advice="only masked-lm, causal-lm and span-corruption learn from a stream",
+            advice="only " + ", ".join(name for name in KINDS if _kind(name).streams),
         )
     return kind.column
 

@@ -330,9 +330,11 @@ def task(
         }
         decoder = Decoder(encoder, effective(loaded, chosen), evaluation_batch_size)
         judged = held_out[:score_limit]
-        scorer = score and scorer_of(decoder, judged, score, tokenize, language)
+        scorer = None
+        if score is not None:
+            scorer = scorer_of(decoder, judged, score, tokenize, language)
         pairs = encoder.pairs(held_out, progress)
-        evaluate = evaluator(pairs, gather, evaluation_batch_size, scorer or None)
+        evaluate = evaluator(pairs, gather, evaluation_batch_size, scorer)
         sample = partial(_sample, decoder=decoder, source=held_out[0].source)
     if metric is None:
         metric = "loss" if score is None or evaluation is None else SCORES[score]

@@ -51,9 +51,7 @@ def value_of(row: Row, name: str, number: int) -> Any:
 
 def string_of(row: Row, name: str, number: int) -> str:
     """A text that is not empty. Raises InputError."""
-    value = value_of(row, name, number)
-    if not isinstance(value, str):
-        raise _no_text(name, row, number, value)
+    value = _text(row, name, number)
     if not value.strip():
         raise InputError(f"{name!r} of {where_of(row, number)} is empty")
     return value
@@ -61,13 +59,15 @@ def string_of(row: Row, name: str, number: int) -> str:
 
 def check_text(row: Row, number: int) -> None:
     """Raises InputError for a row without a "text". An empty one is a text: a line may be."""
-    if not isinstance(value := value_of(row, "text", number), str):
-        raise _no_text("text", row, number, value)
+    _text(row, "text", number)
 
 
-def _no_text(name: str, row: Row, number: int, value: Any) -> InputError:
-    kind = type(value).__name__
-    return InputError(f"{name!r} of {where_of(row, number)} is not a text but {kind}")
+def _text(row: Row, name: str, number: int) -> str:
+    value = value_of(row, name, number)
+    if not isinstance(value, str):
+        kind = type(value).__name__
+        raise InputError(f"{name!r} of {where_of(row, number)} is not a text but {kind}")
+    return value
 
 
 # ---- label names ----
